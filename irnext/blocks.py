@@ -1,0 +1,289 @@
+"""The building blocks of IRNeXt (Fig. 3b-e): ConvS, CNNBlock, MultiScaleModule, LocalAttention."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .published import PublishedNames
+
+LOW_PASS = ("global", "local", "exact")
+ACTIVATIONS = ("tanh", "sigmoid", "softmax")
+POOLINGS = ("average", "max", "convolution")
+BRANCHES = ("lam", "lam-no-fm", "conv")
+
+# The published local mean: a window of 120 pixels for a picture of 256.
+WINDOW, WINDOW_PICTURE = 120, 256
+
+
+def check_option(name: str, value: object, choices: tuple) -> None:
+    """Raise ValueError, naming the choices, unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(map(str, choices))}")
+
+
+def local_window(height: int, width: int) -> tuple[int, int]:
+    """The published window of the local low-pass filter for a plane, in pixels."""
+    return max(1, height * WINDOW // WINDOW_PICTURE), max(1, width * WINDOW // WINDOW_PICTURE)
+
+
+class Conv(nn.Conv2d):
+    """A convolution of stride 1 that keeps the size, with its activation and residual."""
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3, bias: bool = True, activation=None):
+        super().__init__(inputs, outputs, size, padding=size // 2, bias=bias)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return ops.conv2d_bias_act(x, self.weight, self.bias, self.activation, residual)
+
+
+class LocalAttention(PublishedNames):
+    """Local attention with filter modulation (LAM, Fig. 3e): a filter predicted from the picture.
+
+    The plane means m give A = activation(BN(W m)), one kernel_size x kernel_size filter per sample
+    and channel group, whose response L (Eq. 7) is then modulated:
+
+    - "global": y = l ((1 + s) L - s m) + (1 + h) z, the published dehazing code;
+    - "local": the same with m replaced, in that one term, by the mean over a window around the
+      pixel, the published motion-deblurring code. The window follows from each input's own size;
+      the published code keeps the window of the first picture it sees (pass `window` for that);
+    - "exact": Eq. 4-7 of the paper: A' = A_l + w (A - A_l), A_l the mean of A over the taps, and
+      y = (filter A') z + z;
+    - None: no filter modulation, y = L + z.
+
+    l, s and h start at zero, where the module is the identity. The published code has no name for
+    w: its checkpoints load into "global" and "local" only.
+
+    Args:
+        channels: C; divisible by `groups`.
+        groups: channels of one group share a filter.
+        kernel_size: K, odd.
+        low_pass: "global", "local", "exact" or None.
+        activation: "tanh", "sigmoid", or "softmax" over the taps.
+        window: (rows, columns) of the local mean in pixels, for "local"; by default
+            (H * 120 // 256, W * 120 // 256) of each input.
+
+    Shape: (N, C, H, W) to the same, H and W larger than K // 2.
+    """
+
+    published_names: ClassVar = (
+        ("lamb_l", "low_gain"),
+        ("lamb_h", "high_gain"),
+        ("inside_all", "inner_gain"),
+        ("conv.", "project."),
+        ("bn.", "norm."),
+    )
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int = 8,
+        kernel_size: int = 3,
+        low_pass: str | None = "global",
+        activation: str = "tanh",
+        window: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        check_option("low_pass", low_pass, (*LOW_PASS, None))
+        check_option("activation", activation, ACTIVATIONS)
+        if groups < 1 or channels % groups:
+            raise ValueError(f"groups is {groups}: it must divide the {channels} channels")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}: it must be odd")
+        self.channels, self.groups, self.kernel_size = channels, groups, kernel_size
+        self.low_pass, self.activation, self.window = low_pass, activation, window
+        if low_pass in ("global", "local"):
+            self.low_gain = nn.Parameter(torch.zeros(channels))  # l
+            self.high_gain = nn.Parameter(torch.zeros(channels))  # h
+            self.inner_gain = nn.Parameter(torch.zeros(channels, 1, 1))  # s, in its published shape
+        elif low_pass == "exact":
+            self.high_pass_weight = nn.Parameter(torch.ones(channels))  # w, Eq. 6
+        self.project = nn.Conv2d(channels, groups * kernel_size**2, 1, bias=False)
+        self.norm = nn.BatchNorm2d(groups * kernel_size**2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        # The few numbers per plane stay in the parameters' precision, also under autocast.
+        with torch.autocast(z.device.type, enabled=False):
+            mean = ops.spatial_mean(z)
+            kernel, bias = self.modulate(self.attention(mean), mean, z)
+        return ops.dynamic_conv2d(z, kernel, bias)
+
+    def attention(self, mean: Tensor) -> Tensor:
+        """The attention weights A (N, C, K * K), Eq. 3, from the plane means (N, C)."""
+        logits = self.norm(self.project(mean.to(self.project.weight.dtype)[..., None, None]))
+        logits = logits.reshape(-1, self.groups, self.kernel_size**2)
+        if self.activation == "softmax":
+            weights = logits.softmax(-1)
+        else:
+            weights = logits.tanh() if self.activation == "tanh" else logits.sigmoid()
+        shared = self.channels // self.groups
+        return weights.to(mean.dtype).repeat_interleave(shared, 1, output_size=self.channels)
+
+    def modulate(self, taps: Tensor, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The filter (N, C, K, K) and the bias that give y in one `dynamic_conv2d`."""
+        bias, identity = None, 1.0
+        if self.low_pass == "exact":
+            low = taps.mean(-1, keepdim=True)
+            taps = low + self.high_pass_weight.to(taps.dtype)[:, None] * (taps - low)
+        elif self.low_pass is not None:
+            low, inner, high = (
+                gain.to(taps.dtype).flatten() for gain in (self.low_gain, self.inner_gain, self.high_gain)
+            )
+            taps = (low * (1 + inner))[:, None] * taps
+            identity = 1 + high
+            bias = -low * inner
+            if self.low_pass == "global":
+                bias = bias * mean
+            else:
+                window = self.window or local_window(*z.shape[2:])
+                bias = (bias[:, None, None] * ops.local_mean(z, window)).to(z.dtype)
+        side = self.kernel_size
+        centre = torch.zeros(side * side, dtype=taps.dtype, device=taps.device)
+        centre[side * side // 2] = 1
+        if isinstance(identity, Tensor):
+            centre = identity[:, None] * centre
+        return (taps + centre).unflatten(-1, (side, side)), bias
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, "
+            f"low_pass={self.low_pass!r}, activation={self.activation!r}"
+        )
+
+
+def make_pool(pooling: str, channels: int, rate: int) -> nn.Module:
+    """The down-sampling of one branch by `rate` (Table 9)."""
+    if pooling == "max":
+        return nn.MaxPool2d(rate)
+    if pooling == "average":
+        return nn.AvgPool2d(rate)
+    halvings = [
+        nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False)
+        for _ in range(rate.bit_length() - 1)
+    ]
+    return nn.Sequential(*halvings)
+
+
+class MultiScaleModule(PublishedNames):
+    """MSM (Fig. 3d): the plane at several scales, coarse to fine, merged and convolved (Eq. 1, 2).
+
+    Args:
+        channels: C.
+        pool_rates: powers of two, falling.
+        pooling: "average", "max" or "convolution".
+        branch: "lam", "lam-no-fm" (no filter modulation) or "conv" (no attention).
+        groups, kernel_size, low_pass, activation: as in `LocalAttention`.
+
+    Shape: (N, C, H, W) to the same, H and W divisible by every rate.
+    """
+
+    published_names: ClassVar = (("dynas.", "attentions."), ("conv_sum.", "merge."))
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int = 8,
+        kernel_size: int = 3,
+        pool_rates: tuple[int, ...] = (8, 4, 2),
+        pooling: str = "average",
+        activation: str = "tanh",
+        branch: str = "lam",
+        low_pass: str = "global",
+    ):
+        super().__init__()
+        check_option("pooling", pooling, POOLINGS)
+        check_option("branch", branch, BRANCHES)
+        self.pool_rates, self.pooling = tuple(pool_rates), pooling
+        for rate, finer in zip(self.pool_rates, (*self.pool_rates[1:], 1), strict=True):
+            if rate < 2 or rate & (rate - 1) or rate <= finer:
+                raise ValueError(f"pool_rates is {self.pool_rates}: falling powers of two, at least 2")
+        if pooling != "average":  # average pools have no weights and share one read: ops.pool_pyramid
+            self.pools = nn.ModuleList(make_pool(pooling, channels, rate) for rate in self.pool_rates)
+        self.convs = nn.ModuleList(Conv(channels, channels, bias=False) for _ in self.pool_rates)
+        self.attentions = nn.ModuleList(
+            LocalAttention(
+                channels, groups, kernel_size, low_pass if branch == "lam" else None, activation
+            )
+            if branch != "conv"
+            else nn.Identity()
+            for _ in self.pool_rates
+        )
+        self.merge = Conv(channels, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pooling == "average":
+            scales = ops.pool_pyramid(x, self.pool_rates)
+        else:
+            scales = [pool(x) for pool in self.pools]
+        outputs: list[Tensor] = []
+        for scale, conv, attention in zip(scales, self.convs, self.attentions, strict=True):
+            if outputs:
+                scale = scale + F.interpolate(
+                    outputs[-1], scale.shape[2:], mode="bilinear", align_corners=True
+                )
+            outputs.append(attention(conv(scale)))
+        return self.merge(ops.merge_pyramid(x, outputs))
+
+
+class ResidualBlock(PublishedNames):
+    """3x3, GELU, the multi-scale module where there is one, 3x3, + input."""
+
+    published_names: ClassVar = (("main.0.main.0.", "conv1."), ("main.1.", "msm."), ("main.2.main.0.", "conv2."))
+
+    def __init__(self, channels: int, msm: nn.Module | None = None):
+        super().__init__()
+        self.conv1 = Conv(channels, channels, activation="gelu")
+        self.msm = msm
+        self.conv2 = Conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        if self.msm is not None:
+            y = self.msm(y)
+        return self.conv2(y, residual=x)
+
+
+class CNNBlock(PublishedNames):
+    """Residual blocks, the last `msm_per_block` of which hold a multi-scale module (Fig. 3c)."""
+
+    def __init__(self, channels: int, blocks: int, msm_per_block: int = 1, **msm_options):
+        super().__init__()
+        plain = blocks - msm_per_block
+        self.layers = nn.Sequential(
+            *(
+                ResidualBlock(channels, MultiScaleModule(channels, **msm_options) if i >= plain else None)
+                for i in range(blocks)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class ConvS(PublishedNames):
+    """Shallow features of a smaller picture (Fig. 3b): (N, 3, H, W) to (N, C, H, W)."""
+
+    published_names: ClassVar = (
+        *((f"main.{i}.main.0.", f"convs.{i}.") for i in range(4)),
+        ("main.4.", "norm."),
+    )
+
+    def __init__(self, channels: int):
+        super().__init__()
+        quarter, half = channels // 4, channels // 2
+        self.convs = nn.Sequential(
+            Conv(3, quarter, activation="gelu"),
+            Conv(quarter, half, 1, activation="gelu"),
+            Conv(half, half, activation="gelu"),
+            Conv(half, channels, 1),
+        )
+        self.norm = nn.InstanceNorm2d(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.convs(x))
+

@@ -1,0 +1,197 @@
+"""The operators of IRNeXt as functions, each served by the backend that can do it best.
+
+`reference` defines them; `backends` chooses; `registration` holds schemas, fakes and
+gradients. Nothing here knows of a model.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .backends import BackendStatus, backends, implementation, use_backend
+
+__all__ = [
+    "BackendStatus",
+    "backends",
+    "conv2d_bias_act",
+    "dynamic_conv2d",
+    "local_mean",
+    "merge_pyramid",
+    "pool_pyramid",
+    "spatial_mean",
+    "use_backend",
+]
+
+PADDING_MODES = ("reflect", "zeros", "replicate")
+
+
+def _check_plane(x: Tensor) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x must be (N, C, H, W), got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating point, got {x.dtype}")
+
+
+def _check_companion(name: str, tensor: Tensor, x: Tensor) -> None:
+    """A small tensor must live beside x and have x's type, or float32 where x is half precision."""
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move them together")
+    if tensor.dtype == x.dtype:
+        return
+    if x.element_size() != 2 or tensor.element_size() != 4 or not tensor.is_floating_point():
+        rule = f"{x.dtype} or torch.float32" if x.element_size() == 2 else f"{x.dtype}"
+        raise TypeError(f"{name} is {tensor.dtype} but x is {x.dtype}: {name} must be {rule}")
+
+
+def _check_dynamic_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, dilation: int, mode: str) -> None:
+    _check_plane(x)
+    n, c, h, w = x.shape
+    if kernel.ndim != 4:
+        raise ValueError(f"kernel must be (N, G or C, kh, kw), got shape {tuple(kernel.shape)}")
+    kn, groups, kh, kw = kernel.shape
+    if kn != n:
+        raise ValueError(f"kernel is for {kn} samples but x has {n}: kernel is (N, G or C, kh, kw)")
+    if groups < 1 or c % groups:
+        raise ValueError(f"kernel has {groups} groups, which do not divide x's {c} channels")
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"kernel is {kh}x{kw}: both sides must be odd")
+    if mode not in PADDING_MODES:
+        raise ValueError(f"unknown padding_mode {mode!r}: choose one of {', '.join(PADDING_MODES)}")
+    if dilation < 1:
+        raise ValueError(f"dilation is {dilation}: it must be at least 1")
+    rows, columns = dilation * (kh // 2), dilation * (kw // 2)
+    if mode == "reflect" and (rows >= h or columns >= w):
+        raise ValueError(
+            f"reflect padding of {rows} rows and {columns} columns (kernel {kh}x{kw}, dilation "
+            f"{dilation}) must be smaller than the plane, which is {h}x{w} (x is {tuple(x.shape)})"
+        )
+    _check_companion("kernel", kernel, x)
+    if bias is not None:
+        allowed = ((n, c), (n, c, h, 1), (n, c, 1, w), (n, c, h, w))
+        if tuple(bias.shape) not in allowed:
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}: for x {tuple(x.shape)} it must be one of "
+                + ", ".join(map(str, allowed))
+            )
+        _check_companion("bias", bias, x)
+
+
+def dynamic_conv2d(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    dilation: int = 1,
+    padding_mode: str = "reflect",
+) -> Tensor:
+    """Filter each sample with kernels of its own: a per-sample, grouped depthwise correlation.
+
+    y[n, c](p) = sum over taps t of kernel[n, g(c), t] * x[n, c](rho(p + o_t)) + bias, where
+    g(c) = c // (C / G), o_t = dilation * (i - kh // 2, j - kw // 2) for tap t = (i, j), and rho
+    is the border rule. The aggregation of IRNeXt's local attention, Eq. 7.
+
+    Args:
+        x: (N, C, H, W), contiguous or channels_last; float64, float32, float16 or bfloat16.
+        kernel: (N, G, kh, kw) with G dividing C, or (N, C, kh, kw); odd kh, kw. In x's type, or
+            float32 where x is half precision (then nothing is rounded before the sum).
+        bias: none, per plane (N, C), per row (N, C, H, 1), per column (N, C, 1, W) or
+            full (N, C, H, W); types as for the kernel.
+        dilation: distance between taps, in pixels.
+        padding_mode: "reflect" (without repeating the border, as in PyTorch), "zeros" or "replicate".
+
+    Returns:
+        (N, C, H, W) in x's type and layout. Sums are taken in float32, or float64 for float64.
+
+    Raises:
+        ValueError: a shape that does not fit; reflect padding not smaller than the plane.
+        TypeError: types that do not go together.
+    """
+    _check_dynamic_conv2d(x, kernel, bias, dilation, padding_mode)
+    return implementation("dynamic_conv2d", x)(x, kernel, bias, dilation, padding_mode)
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """The mean of every plane of x (N, C, H, W): (N, C) in float32, or float64 for float64."""
+    _check_plane(x)
+    return implementation("spatial_mean", x)(x)
+
+
+def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """The mean over a window around every pixel: the low-pass term of published deblurring code.
+
+    Means are taken where the whole window fits and the border is filled by replicating them:
+    (window - 1) // 2 rows above, the rest below, columns likewise.
+
+    Args:
+        x: (N, C, H, W).
+        window: rows and columns of the window, in pixels, at least 1; larger than the plane means
+            the plane.
+
+    Returns:
+        (N, C, H, W) in x's type.
+    """
+    _check_plane(x)
+    if len(window) != 2 or min(window) < 1:
+        raise ValueError(f"window is {tuple(window)}: it must be two sizes (rows, columns) of at least 1")
+    return implementation("local_mean", x)(x, window)
+
+
+def pool_pyramid(x: Tensor, rates: tuple[int, ...]) -> list[Tensor]:
+    """Average pools of x with kernel and stride r for every r in rates (AP in Eq. 1).
+
+    Args:
+        x: (N, C, H, W) with H and W at least max(rates).
+        rates: pooling rates in pixels.
+
+    Returns:
+        One (N, C, H // r, W // r) per rate, in x's type.
+    """
+    _check_plane(x)
+    if min(rates, default=1) < 1 or max(rates, default=1) > min(x.shape[2:]):
+        raise ValueError(f"rates {tuple(rates)} must be between 1 and the plane {tuple(x.shape[2:])}")
+    return implementation("pool_pyramid", x)(x, rates)
+
+
+def merge_pyramid(x: Tensor, branches: list[Tensor]) -> Tensor:
+    """GELU(x + sum of the branches, each up-sampled to x's size): Eq. 2 before its convolution.
+
+    Args:
+        x: (N, C, H, W).
+        branches: (N, C, h, w) each; bilinear, align_corners=True.
+
+    Returns:
+        (N, C, H, W) in x's type, GELU by the error function.
+    """
+    _check_plane(x)
+    for branch in branches:
+        if branch.ndim != 4 or branch.shape[:2] != x.shape[:2]:
+            raise ValueError(f"a branch has shape {tuple(branch.shape)}: its N, C must be x's {tuple(x.shape)}")
+    return implementation("merge_pyramid", x)(x, branches)
+
+
+def conv2d_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """activation(conv2d(x, weight) + bias) + residual, stride 1, zero padding that keeps the size.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (K, C, kh, kw), odd kh and kw.
+        bias: (K) or none.
+        activation: "gelu" (by the error function) or none.
+        residual: (N, K, H, W) or none, added last.
+
+    Returns:
+        (N, K, H, W).
+    """
+    _check_plane(x)
+    if weight.ndim != 4 or weight.shape[1] != x.shape[1] or not all(k % 2 for k in weight.shape[2:]):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}: it must be (K, {x.shape[1]}, kh, kw) with odd kh, kw"
+        )
+    if activation not in (None, "gelu"):
+        raise ValueError(f"unknown activation {activation!r}: choose 'gelu' or None")
+    return implementation("conv2d_bias_act", x)(x, weight, bias, activation, residual)

@@ -1,0 +1,108 @@
+"""Every operator in plain PyTorch: the definition that all backends are held to.
+
+Each function takes any floating type and is differentiable any number of
+times. Half-precision input is summed in float32 and rounded once, at the end
+(`conv2d_bias_act` rounds after the convolution too, as PyTorch does). Arguments
+are not checked here; `irnext.ops` does that for every backend.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type sums are taken in: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def per_channel(kernel: Tensor, channels: int) -> Tensor:
+    """(N, G, kh, kw) to (N, C, kh, kw): channel c takes the kernel of group c // (C / G)."""
+    groups = kernel.shape[1]
+    if groups == channels:
+        return kernel
+    return kernel.repeat_interleave(channels // groups, dim=1, output_size=channels)
+
+
+def pad(x: Tensor, rows: int, columns: int, padding_mode: str) -> Tensor:
+    """Extend the plane by `rows` above and below and `columns` left and right."""
+    if rows == columns == 0 or x.numel() == 0:
+        n, c, h, w = x.shape
+        return x if rows == columns == 0 else x.new_empty(n, c, h + 2 * rows, w + 2 * columns)
+    mode = "constant" if padding_mode == "zeros" else padding_mode
+    return F.pad(x, (columns, columns, rows, rows), mode)
+
+
+def dynamic_conv2d(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None = None,
+    dilation: int = 1,
+    padding_mode: str = "reflect",
+) -> Tensor:
+    """See `irnext.ops.dynamic_conv2d`: the sum over the taps of weighted, shifted copies of x."""
+    height, width = x.shape[2:]
+    kh, kw = kernel.shape[2:]
+    wide = accumulation_dtype(x.dtype)
+    weights = per_channel(kernel.to(wide), x.shape[1])[..., None, None]
+    padded = pad(x.to(wide), dilation * (kh // 2), dilation * (kw // 2), padding_mode)
+    y = 0
+    for i in range(kh):
+        for j in range(kw):
+            rows = padded.narrow(2, i * dilation, height)
+            y = y + weights[:, :, i, j] * rows.narrow(3, j * dilation, width)
+    if bias is not None:
+        y = y + (bias[..., None, None] if bias.ndim == 2 else bias).to(wide)
+    return y.to(x.dtype)
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """See `irnext.ops.spatial_mean`."""
+    return x.mean((2, 3), dtype=accumulation_dtype(x.dtype))
+
+
+def _box_sum(x: Tensor, size: int, dim: int) -> Tensor:
+    """Sums of `size` neighbours along `dim`, valid positions only, by running sums."""
+    total = F.pad(x.movedim(dim, -1).cumsum(-1), (1, 0))
+    return (total[..., size:] - total[..., :-size]).movedim(-1, dim)
+
+
+def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """See `irnext.ops.local_mean`. Running sums are float64, so differences of them are exact enough."""
+    if x.numel() == 0:
+        return x.clone()
+    height, width = x.shape[2:]
+    rows, columns = min(window[0], height), min(window[1], width)
+    mean = _box_sum(_box_sum(x.double(), rows, 2), columns, 3) / (rows * columns)
+    top, left = (rows - 1) // 2, (columns - 1) // 2
+    return F.pad(mean, (left, columns - 1 - left, top, rows - 1 - top), "replicate").to(x.dtype)
+
+
+def pool_pyramid(x: Tensor, rates: list[int]) -> list[Tensor]:
+    """See `irnext.ops.pool_pyramid`."""
+    return [F.avg_pool2d(x, rate) for rate in rates]
+
+
+def merge_pyramid(x: Tensor, branches: list[Tensor]) -> Tensor:
+    """See `irnext.ops.merge_pyramid`."""
+    total = x.to(accumulation_dtype(x.dtype))
+    for branch in branches:
+        branch = branch.to(total.dtype)
+        total = total + F.interpolate(branch, x.shape[2:], mode="bilinear", align_corners=True)
+    return F.gelu(total).to(x.dtype)
+
+
+def conv2d_bias_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `irnext.ops.conv2d_bias_act`."""
+    y = F.conv2d(x, weight, bias, padding=[weight.shape[2] // 2, weight.shape[3] // 2])
+    if activation == "gelu":
+        y = F.gelu(y)
+    return y if residual is None else y + residual

@@ -1,0 +1,1 @@
+"""Triton kernels of irnext, imported as `irnext.kernels`."""
