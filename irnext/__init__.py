@@ -1,21 +1,29 @@
 """irnext: the fast, drop-in IRNeXt for image restoration."""
 
-from . import ops
+from . import complexity, ops
 from .blocks import LocalAttention
+from .checkpoints import CheckpointError, convert, load, save
 from .losses import DualDomainLoss
 from .model import IRNeXt
 from .models import create_model, list_models
 from .ops import backends, use_backend
-
-__version__ = "0.1.0"
+from .restoration import restore
+from .version import __version__
 
 __all__ = [
+    "CheckpointError",
     "DualDomainLoss",
     "IRNeXt",
     "LocalAttention",
+    "__version__",
     "backends",
+    "complexity",
+    "convert",
     "create_model",
     "list_models",
+    "load",
     "ops",
+    "restore",
+    "save",
     "use_backend",
 ]

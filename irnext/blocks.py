@@ -103,8 +103,20 @@ class LocalAttention(PublishedNames):
             self.inner_gain = nn.Parameter(torch.zeros(channels, 1, 1))  # s, in its published shape
         elif low_pass == "exact":
             self.high_pass_weight = nn.Parameter(torch.ones(channels))  # w, Eq. 6
-        self.project = nn.Conv2d(channels, groups * kernel_size**2, 1, bias=False)
-        self.norm = nn.BatchNorm2d(groups * kernel_size**2)
+        taps = kernel_size**2
+        self.project = nn.Conv2d(channels, groups * taps, 1, bias=False)
+        self.norm = nn.BatchNorm2d(groups * taps)
+        centre = torch.zeros(taps)
+        centre[taps // 2] = 1
+        self.register_buffer("centre", centre, persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments) -> None:
+        if self.low_pass == "exact" and prefix + "lamb_l" in state_dict:
+            raise ValueError(
+                'a published checkpoint cannot be loaded into low_pass="exact": its gains lamb_l, lamb_h and '
+                'inside_all have no place in Eq. 4-7; use low_pass="global" or "local"'
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(self, z: Tensor) -> Tensor:
         # The few numbers per plane stay in the parameters' precision, also under autocast.
@@ -114,40 +126,43 @@ class LocalAttention(PublishedNames):
         return ops.dynamic_conv2d(z, kernel, bias)
 
     def attention(self, mean: Tensor) -> Tensor:
-        """The attention weights A (N, C, K * K), Eq. 3, from the plane means (N, C)."""
-        logits = self.norm(self.project(mean.to(self.project.weight.dtype)[..., None, None]))
-        logits = logits.reshape(-1, self.groups, self.kernel_size**2)
+        """The attention weights A (N, G, K * K), Eq. 3, from the plane means (N, C)."""
+        weight = self.project.weight.flatten(1)
+        logits = self.norm(F.linear(mean.to(weight.dtype), weight)[..., None, None])
+        logits = logits.view(len(mean), self.groups, self.kernel_size**2)
         if self.activation == "softmax":
-            weights = logits.softmax(-1)
+            taps = logits.softmax(-1)
         else:
-            weights = logits.tanh() if self.activation == "tanh" else logits.sigmoid()
-        shared = self.channels // self.groups
-        return weights.to(mean.dtype).repeat_interleave(shared, 1, output_size=self.channels)
+            taps = logits.tanh() if self.activation == "tanh" else logits.sigmoid()
+        return taps.to(mean.dtype)
 
     def modulate(self, taps: Tensor, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The filter (N, C, K, K) and the bias that give y in one `dynamic_conv2d`."""
-        bias, identity = None, 1.0
-        if self.low_pass == "exact":
-            low = taps.mean(-1, keepdim=True)
-            taps = low + self.high_pass_weight.to(taps.dtype)[:, None] * (taps - low)
-        elif self.low_pass is not None:
+        """The filter and the bias that give y in one `dynamic_conv2d`.
+
+        Without filter modulation, and with that of the paper, channels of a group share the filter
+        (N, G, K, K); the gains l, s, h make one per channel, (N, C, K, K).
+        """
+        centre, bias = self.centre.to(taps.dtype), None
+        if self.low_pass is None:
+            kernel = taps + centre
+        elif self.low_pass == "exact":
+            low = taps.mean(-1, keepdim=True)[:, :, None]
+            weight = self.high_pass_weight.to(taps.dtype).view(self.groups, -1, 1)
+            kernel = low + weight * (taps[:, :, None] - low) + centre
+        else:
             low, inner, high = (
-                gain.to(taps.dtype).flatten() for gain in (self.low_gain, self.inner_gain, self.high_gain)
+                gain.to(taps.dtype).view(self.groups, -1, 1)
+                for gain in (self.low_gain, self.inner_gain, self.high_gain)
             )
-            taps = (low * (1 + inner))[:, None] * taps
-            identity = 1 + high
-            bias = -low * inner
+            low_inner = low * inner
+            kernel = torch.addcmul((1 + high) * centre, low + low_inner, taps[:, :, None])
+            bias = -low_inner.view(-1)
             if self.low_pass == "global":
                 bias = bias * mean
             else:
                 window = self.window or local_window(*z.shape[2:])
                 bias = (bias[:, None, None] * ops.local_mean(z, window)).to(z.dtype)
-        side = self.kernel_size
-        centre = torch.zeros(side * side, dtype=taps.dtype, device=taps.device)
-        centre[side * side // 2] = 1
-        if isinstance(identity, Tensor):
-            centre = identity[:, None] * centre
-        return (taps + centre).unflatten(-1, (side, side)), bias
+        return kernel.flatten(1, -2).unflatten(-1, (self.kernel_size, self.kernel_size)), bias
 
     def extra_repr(self) -> str:
         return (
@@ -206,9 +221,7 @@ class MultiScaleModule(PublishedNames):
             self.pools = nn.ModuleList(make_pool(pooling, channels, rate) for rate in self.pool_rates)
         self.convs = nn.ModuleList(Conv(channels, channels, bias=False) for _ in self.pool_rates)
         self.attentions = nn.ModuleList(
-            LocalAttention(
-                channels, groups, kernel_size, low_pass if branch == "lam" else None, activation
-            )
+            LocalAttention(channels, groups, kernel_size, low_pass if branch == "lam" else None, activation)
             if branch != "conv"
             else nn.Identity()
             for _ in self.pool_rates
@@ -233,7 +246,11 @@ class MultiScaleModule(PublishedNames):
 class ResidualBlock(PublishedNames):
     """3x3, GELU, the multi-scale module where there is one, 3x3, + input."""
 
-    published_names: ClassVar = (("main.0.main.0.", "conv1."), ("main.1.", "msm."), ("main.2.main.0.", "conv2."))
+    published_names: ClassVar = (
+        ("main.0.main.0.", "conv1."),
+        ("main.1.", "msm."),
+        ("main.2.main.0.", "conv2."),
+    )
 
     def __init__(self, channels: int, msm: nn.Module | None = None):
         super().__init__()
@@ -286,4 +303,3 @@ class ConvS(PublishedNames):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.convs(x))
-

@@ -164,7 +164,9 @@ def merge_pyramid(x: Tensor, branches: list[Tensor]) -> Tensor:
     _check_plane(x)
     for branch in branches:
         if branch.ndim != 4 or branch.shape[:2] != x.shape[:2]:
-            raise ValueError(f"a branch has shape {tuple(branch.shape)}: its N, C must be x's {tuple(x.shape)}")
+            raise ValueError(
+                f"a branch has shape {tuple(branch.shape)}: its N, C must be x's {tuple(x.shape)}"
+            )
     return implementation("merge_pyramid", x)(x, branches)
 
 

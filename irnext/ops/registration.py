@@ -9,7 +9,6 @@ backend only adds kernels: no caller changes.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from . import library, reference
 
@@ -17,7 +16,7 @@ SCHEMAS = {
     "dynamic_conv2d": "(Tensor x, Tensor kernel, Tensor? bias=None, int dilation=1, "
     'str padding_mode="reflect") -> Tensor',
     "dynamic_conv2d_backward": "(Tensor grad, Tensor x, Tensor kernel, int dilation, str padding_mode, "
-    "bool need_x, bool need_kernel) -> (Tensor, Tensor)",
+    "bool need_x, bool need_kernel, bool need_sum) -> (Tensor, Tensor, Tensor)",
     "spatial_mean": "(Tensor x) -> Tensor",
     "local_mean": "(Tensor x, int[2] window) -> Tensor",
     "pool_pyramid": "(Tensor x, int[] rates) -> Tensor[]",
@@ -36,16 +35,21 @@ for _name, _schema in SCHEMAS.items():
 # ---- dynamic_conv2d ------------------------------------------------------------------------------
 
 
-def _dynamic_conv2d_backward_reference(grad, x, kernel, dilation, padding_mode, need_x, need_kernel):
+def _dynamic_conv2d_backward_reference(
+    grad, x, kernel, dilation, padding_mode, need_x, need_kernel, need_sum
+):
     with torch.enable_grad():
         inputs = [t.detach().requires_grad_(need) for t, need in ((x, need_x), (kernel, need_kernel))]
-        y = reference.dynamic_conv2d(*inputs, None, dilation, padding_mode)
         wanted = [t for t in inputs if t.requires_grad]
-        found = iter(torch.autograd.grad(y, wanted, grad) if wanted else ())
-    absent = grad.new_empty(0)
+        found = iter(())
+        if wanted:
+            y = reference.dynamic_conv2d(*inputs, None, dilation, padding_mode)
+            found = iter(torch.autograd.grad(y, wanted, grad))
+    wide = reference.accumulation_dtype(x.dtype)
     return (
-        torch.empty_like(x).copy_(next(found)) if need_x else absent,
-        next(found) if need_kernel else absent.to(kernel.dtype),
+        torch.empty_like(x).copy_(next(found)) if need_x else x.new_empty(0),
+        next(found) if need_kernel else kernel.new_empty(0),
+        grad.sum((2, 3), dtype=wide) if need_sum else x.new_empty(0, dtype=wide),
     )
 
 
@@ -53,56 +57,53 @@ def _dynamic_conv2d_fake(x, kernel, bias=None, dilation=1, padding_mode="reflect
     return torch.empty_like(x)
 
 
-def _dynamic_conv2d_backward_fake(grad, x, kernel, dilation, padding_mode, need_x, need_kernel):
+def _dynamic_conv2d_backward_fake(grad, x, kernel, dilation, padding_mode, need_x, need_kernel, need_sum):
+    wide = reference.accumulation_dtype(x.dtype)
     return (
-        torch.empty_like(x) if need_x else grad.new_empty(0),
-        torch.empty_like(kernel, memory_format=torch.contiguous_format)
-        if need_kernel
-        else kernel.new_empty(0),
+        torch.empty_like(x) if need_x else x.new_empty(0),
+        kernel.new_empty(kernel.shape if need_kernel else 0),
+        x.new_empty(x.shape[:2] if need_sum else 0, dtype=wide),
     )
-
-
-def _bias_gradient(grad: Tensor, bias: Tensor) -> Tensor:
-    """Sum `grad` over what `bias` is broadcast along: the plane, its rows, its columns, or nothing."""
-    if bias.ndim == 2:
-        total = reference.accumulation_dtype(bias.dtype)
-        return grad.sum((2, 3), dtype=total).to(bias.dtype)
-    return grad.sum_to_size(bias.shape).to(bias.dtype)
 
 
 def _save_dynamic_conv2d(ctx, inputs, output):
     x, kernel, bias, ctx.dilation, ctx.padding_mode = inputs
-    ctx.save_for_backward(x, kernel, bias)
+    ctx.save_for_backward(x, kernel)
+    ctx.bias = None if bias is None else (bias.shape, bias.dtype)
 
 
 def _dynamic_conv2d_gradient(ctx, grad):
-    x, kernel, bias = ctx.saved_tensors
-    need_x, need_kernel, need_bias = ctx.needs_input_grad[:3]
+    x, kernel = ctx.saved_tensors
+    # The dispatcher leaves out trailing arguments that have their default value.
+    need_x, need_kernel, need_bias = (*ctx.needs_input_grad[:3], False)[:3]
+    need_sum = need_bias and len(ctx.bias[0]) == 2
     dx = dkernel = dbias = None
-    if need_x or need_kernel:
-        dx, dkernel = torch.ops.irnext.dynamic_conv2d_backward(
-            grad, x, kernel, ctx.dilation, ctx.padding_mode, need_x, need_kernel
+    if need_x or need_kernel or need_sum:
+        dx, dkernel, dbias = torch.ops.irnext.dynamic_conv2d_backward(
+            grad, x, kernel, ctx.dilation, ctx.padding_mode, need_x, need_kernel, need_sum
         )
     if need_bias:
-        dbias = _bias_gradient(grad, bias)
-    return dx if need_x else None, dkernel if need_kernel else None, dbias, None, None
+        shape, dtype = ctx.bias
+        dbias = (dbias if need_sum else grad.sum_to_size(shape)).to(dtype)
+    return dx if need_x else None, dkernel if need_kernel else None, dbias if need_bias else None, None, None
 
 
 def _save_dynamic_conv2d_backward(ctx, inputs, output):
-    grad, x, kernel, ctx.dilation, ctx.padding_mode, ctx.need_x, ctx.need_kernel = inputs
+    grad, x, kernel, ctx.dilation, ctx.padding_mode, ctx.need_x, ctx.need_kernel, ctx.need_sum = inputs
     ctx.save_for_backward(grad, x, kernel)
 
 
-def _dynamic_conv2d_double_gradient(ctx, grad_dx, grad_dkernel):
+def _dynamic_conv2d_double_gradient(ctx, grad_dx, grad_dkernel, grad_sum):
     """The operator is linear in x and in the kernel, so its gradients are made of itself.
 
-    With F(x; k) the filter: dx = F^T(u; k) and dk = <u, shifted x>. For cotangents v of dx and
-    w of dk: du = F(v; k) + F(x; w), d(x) = F^T(u; w), d(k) = <u, shifted v>.
+    With F(x; k) the filter: dx = F^T(u; k), dk = <u, shifted x> and the sum of u. For cotangents
+    v, w, b of these: du = F(v; k) + F(x; w) + b, d(x) = F^T(u; w), d(k) = <u, shifted v>.
     """
     u, x, kernel = ctx.saved_tensors
     shape = (ctx.dilation, ctx.padding_mode)
     v = grad_dx if ctx.need_x else None
     w = grad_dkernel if ctx.need_kernel else None
+    bias = grad_sum if ctx.need_sum else None
     need_u, need_x, need_kernel = ctx.needs_input_grad[:3]
     du = dx = dk = None
     if need_u:
@@ -111,12 +112,14 @@ def _dynamic_conv2d_double_gradient(ctx, grad_dx, grad_dkernel):
             terms.append(torch.ops.irnext.dynamic_conv2d(v, kernel, None, *shape))
         if w is not None:
             terms.append(torch.ops.irnext.dynamic_conv2d(x, w, None, *shape))
+        if bias is not None:
+            terms.append(bias.to(u.dtype)[..., None, None].expand(u.shape))
         du = sum(terms)
     if need_x and w is not None:
-        dx, _ = torch.ops.irnext.dynamic_conv2d_backward(u, x, w, *shape, True, False)
+        dx = torch.ops.irnext.dynamic_conv2d_backward(u, x, w, *shape, True, False, False)[0]
     if need_kernel and v is not None:
-        _, dk = torch.ops.irnext.dynamic_conv2d_backward(u, v, kernel, *shape, False, True)
-    return du, dx, dk, None, None, None, None
+        dk = torch.ops.irnext.dynamic_conv2d_backward(u, v, kernel, *shape, False, True, False)[1]
+    return du, dx, dk, None, None, None, None, None
 
 
 _library.impl("dynamic_conv2d", reference.dynamic_conv2d, "CompositeExplicitAutograd")

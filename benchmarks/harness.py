@@ -1,0 +1,302 @@
+"""Fair timing: results are checked first, variants take turns, and ratios are taken round by round."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import gc
+import json
+import math
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import irnext
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+# ---- is it right? --------------------------------------------------------------------------------
+
+
+def relative_error(result: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest |a - b| of any tensor over its largest |b|; infinite where shapes differ."""
+    if [tuple(t.shape) for t in result] != [tuple(t.shape) for t in expected]:
+        return math.inf
+    worst = 0.0
+    for a, b in zip(result, expected, strict=True):
+        scale = b.abs().max().item() or 1.0
+        error = (a.to(b.dtype) - b).abs().max().item() / scale
+        worst = max(worst, error if math.isfinite(error) else math.inf)
+    return worst
+
+
+def allowed_error(published_error: float, dtype: torch.dtype) -> float:
+    """Twice what the published form itself is off by, in the same type, plus a few units of that type."""
+    return 2 * published_error + 8 * torch.finfo(dtype).eps
+
+
+# ---- timing --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to time.
+
+    Attributes:
+        run: what is timed; its return value is ignored.
+        result: the tensors to check, in a fixed order; None for a variant that computes nothing
+            to compare, such as a plain copy.
+        baseline: PyTorch's own sums, however it orders them: half of the type's digits will do.
+    """
+
+    run: Callable[[], Any]
+    result: Callable[[], Sequence[Tensor]] | None = None
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was found about one variant; no time is given where `wrong` says why.
+
+    Attributes:
+        milliseconds: the median over the rounds.
+        spread: the interquartile range over the median.
+        ratios: how many times as long each other variant takes, the median of the rounds' ratios.
+        error: relative to the float64 result; None where nothing was compared.
+    """
+
+    milliseconds: float | None
+    spread: float | None
+    ratios: dict[str, float]
+    error: float | None
+    wrong: str | None = None
+
+
+def _seconds(run: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    return (time.perf_counter() - start) / repeats
+
+
+def _check(variants: dict[str, Variant], expected: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Timing]:
+    """An untimed `Timing` per variant, saying whether its result is right."""
+    errors = {
+        name: relative_error(variant.result(), expected) if variant.result else None
+        for name, variant in variants.items()
+    }
+    strict, loose = allowed_error(next(iter(errors.values())), dtype), math.sqrt(torch.finfo(dtype).eps)
+    found = {}
+    for name, error in errors.items():
+        allowed = loose if variants[name].baseline else min(strict, loose)
+        right = error is None or error <= allowed
+        wrong = None if right else f"wrong result: off by {error:.1e}, allowed {allowed:.1e}"
+        found[name] = Timing(None, None, {}, error, wrong)
+    return found
+
+
+def compare(
+    variants: dict[str, Variant],
+    expected: Sequence[Tensor],
+    dtype: torch.dtype,
+    rounds: int = 20,
+    sample_seconds: float = 0.02,
+) -> dict[str, Timing]:
+    """Check every variant, then time those that are right, in turns.
+
+    In a round every variant runs once, one after another, so that a machine that slows down slows
+    all of them; each round starts with the next one. Short calls are repeated to `sample_seconds`.
+
+    Args:
+        variants: by name; the first is the published form, which sets how exact the others must be.
+        expected: the right result, in float64.
+        dtype: the type the variants compute in, which sets the tolerance.
+        rounds: samples per variant.
+        sample_seconds: the least time of one sample.
+    """
+    found = _check(variants, expected, dtype)
+    names = [name for name, timing in found.items() if timing.wrong is None]
+    repeats = {}
+    for name in names:
+        _seconds(variants[name].run, 2)
+        repeats[name] = max(1, math.ceil(sample_seconds / _seconds(variants[name].run, 1)))
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            first = turn % max(1, len(names))
+            for name in names[first:] + names[:first]:
+                samples[name].append(_seconds(variants[name].run, repeats[name]))
+    finally:
+        gc.enable()
+    for name in names:
+        ratios = {
+            other: statistics.median(a / b for a, b in zip(samples[other], samples[name], strict=True))
+            for other in names
+        }
+        found[name] = Timing(*_summary(samples[name]), ratios, found[name].error)
+    return found
+
+
+def _summary(seconds: list[float]) -> tuple[float, float]:
+    """The median in milliseconds and the interquartile range as a share of it."""
+    median = statistics.median(seconds)
+    if len(seconds) < 2:
+        return 1e3 * median, 0.0
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return 1e3 * median, (high - low) / median
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def _status(field: str) -> int:
+    """A size from /proc/self/status, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE).group(1))
+
+
+def _peak_in_this_process(threads: int, build: Callable[..., Callable], arguments: tuple) -> int:
+    torch.set_num_threads(threads)
+    # The libraries' own one-off allocations are nobody's, so they are made before the count starts.
+    warm = torch.nn.Conv2d(3, 8, 3)
+    warm(torch.rand(1, 3, 16, 16)).sum().backward()
+    del warm
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    step = build(*arguments)
+    for _ in range(2):  # the second has the optimiser's state too
+        step()
+    return _status("VmHWM") - before
+
+
+def peak_memory(build: Callable[..., Callable], *arguments) -> int:
+    """The most resident memory, in bytes, that `build(*arguments)` and two calls of its result take.
+
+    Measured in a process of its own, from the kernel's high-water mark, over what Python and
+    PyTorch occupy before: weights, gradients, optimiser state, activations and scratch memory
+    count. Linux only. `build` must be importable.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_in_this_process, torch.get_num_threads(), build, arguments).result()
+
+
+# ---- the record ----------------------------------------------------------------------------------
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match.group(1).strip() if match else platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(RESULTS.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """What a figure depends on: processor, threads, versions, commit and date."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "irnext": irnext.__version__,
+        "backends": [name for name, status in irnext.backends().items() if status.available],
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The machine in a line, and a warning where it is busy with something else."""
+    line = (
+        f"{record['processor']}, {record['cores']} cores, {record['threads']} threads, torch "
+        f"{record['torch']}, irnext {record['irnext']} ({record['commit']}), {record['date']}"
+    )
+    if record["load"] > 0.5:
+        line += f"\nOther work is running here (load {record['load']:.1f}): times are not to be trusted."
+    return line
+
+
+def write_results(
+    name: str, here: dict[str, Any], options: dict[str, Any], results: list[dict], root: Path = RESULTS
+) -> Path:
+    """Write `root`/<machine>/`name`.json, whole or not at all, and return its path.
+
+    `here` is `machine()` as it was when the run began.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['cores']} cores".lower()).strip("-")
+    path = root / slug / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"benchmark": name, "machine": here, "options": options, "results": results}
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(record, file, indent=1, allow_nan=False, default=str)
+            file.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def make_console(**options) -> Console:
+    """A console wide enough for every table, also where the output goes to a file."""
+    return Console(width=max(120, Console().width), **options)
+
+
+def make_table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position else "left")
+    return table
+
+
+def time_cells(timing: Timing) -> tuple[str, str]:
+    """Milliseconds and spread as text; no time for a wrong result."""
+    if timing.milliseconds is None:
+        return "wrong", ""
+    return f"{timing.milliseconds:.3f}", f"±{timing.spread / 2:.0%}"
+
+
+def ratio_cell(timing: Timing, other: str) -> str:
+    """How many times as long `other` takes, as text; empty where either was not timed."""
+    return f"{timing.ratios[other]:.2f}x" if other in timing.ratios else ""

@@ -1,0 +1,695 @@
+// dynamic_conv2d and spatial_mean for one instruction set.
+//
+// Two algorithms, chosen by where neighbouring elements lie:
+//   rows           along a row, any strides: every row is widened once into a padded ring of rows,
+//                  then filtered without a thought for borders or types;
+//   channels_last  along the channels: a vector holds the same pixel of several channels.
+// The gradient of x is the same filter with flipped taps on the extended plane, whose margin is
+// then folded back by the border rule. Compiled once per instruction set: see setup.py.
+#include "kernels.h"
+
+#include <cstdlib>
+#include <new>
+
+#include "vec.h"
+
+#ifndef IRNEXT_ISA
+#define IRNEXT_ISA baseline
+#endif
+
+namespace {
+
+using namespace irnext;
+using namespace irnext::cpu;
+
+constexpr int64_t kFlush = 8192;  // elements summed in lanes of float before they go to double
+
+IRNEXT_INLINE int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+IRNEXT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Zeroed, aligned scratch memory.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size) {
+    const int64_t bytes = round_up(size * int64_t(sizeof(A)) + 1, 64);
+    data_ = static_cast<A*>(std::aligned_alloc(64, bytes));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_, 0, bytes);
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  A* get() { return data_; }
+  A& operator[](int64_t i) { return data_[i]; }
+
+ private:
+  A* data_;
+};
+
+template <class T>
+IRNEXT_INLINE T* at(const Tensor& tensor, int64_t n, int64_t c, int64_t h) {
+  const Strides& s = tensor.strides;
+  return static_cast<T*>(tensor.data) + n * s.n + c * s.c + h * s.h;
+}
+
+template <class T>
+void widen_row(const T* from, int64_t stride, int64_t count, Acc<T>* to) {
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + lanes <= count; i += lanes) store(load(from + i), to + i);
+  for (; i < count; ++i) to[i] = widen(from[i * stride]);
+}
+
+template <class T>
+void narrow_row(const Acc<T>* from, int64_t count, T* to, int64_t stride) {
+  constexpr int64_t lanes = kLanes<Acc<T>>;
+  int64_t i = 0;
+  if (stride == 1)
+    for (; i + lanes <= count; i += lanes) store(load(from + i), to + i);
+  for (; i < count; ++i) narrow(from[i], to + i * stride);
+}
+
+template <class A, class T>
+void read_as(const T* from, int64_t stride, int64_t count, A* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = A(widen(from[i * stride]));
+}
+
+// A row of the bias, whose type need not be x's.
+template <class A>
+void read_bias_row(const Tensor& bias, int64_t n, int64_t c, int64_t h, int64_t stride, int64_t count, A* to) {
+  switch (bias.type) {
+    case Type::f32: return read_as<A>(at<float>(bias, n, c, h), stride, count, to);
+    case Type::f64: return read_as<A>(at<double>(bias, n, c, h), stride, count, to);
+    case Type::f16: return read_as<A>(at<half>(bias, n, c, h), stride, count, to);
+    case Type::bf16: return read_as<A>(at<bfloat16>(bias, n, c, h), stride, count, to);
+  }
+}
+
+// ---- the rows algorithm ----
+
+// The last rows of one extended plane, widened and padded by `margin` columns on either side. The
+// plane is extended by `reach` rows above and below; rows outside it are zero.
+template <class T>
+class RowRing {
+ public:
+  using A = Acc<T>;
+
+  RowRing(const Tensor& tensor, int64_t height, int64_t width, int64_t reach, int64_t margin, Padding padding)
+      : tensor_(tensor),
+        height_(height),
+        width_(width),
+        reach_(reach),
+        margin_(margin),
+        slots_(2 * reach + 1),
+        length_(round_up(width + 2 * margin + kLanes<A>, kLanes<A>)),
+        padding_(padding),
+        rows_(slots_ * length_) {}
+
+  void start(int64_t n, int64_t c, int64_t first_row) {
+    n_ = n;
+    c_ = c;
+    next_ = first_row - reach_;
+  }
+
+  // Make rows y - reach ... y + reach available.
+  void advance_to(int64_t y) {
+    for (; next_ <= y + reach_; ++next_) fill(slot(next_), source_index(next_, height_, padding_));
+  }
+
+  // The extended row y; its first element is column -margin.
+  A* slot(int64_t y) { return rows_.get() + (y + reach_) % slots_ * length_; }
+
+ private:
+  void fill(A* row, int64_t source) {
+    if (source < 0 || source >= height_) {
+      std::memset(row, 0, length_ * sizeof(A));
+      return;
+    }
+    widen_row(at<T>(tensor_, n_, c_, source), tensor_.strides.w, width_, row + margin_);
+    for (int64_t i = 1; i <= margin_; ++i) {
+      const int64_t left = source_index(-i, width_, padding_);
+      const int64_t right = source_index(width_ - 1 + i, width_, padding_);
+      row[margin_ - i] = left < 0 ? A(0) : row[margin_ + left];
+      row[margin_ + width_ - 1 + i] = right < 0 ? A(0) : row[margin_ + right];
+    }
+  }
+
+  const Tensor& tensor_;
+  int64_t height_, width_, reach_, margin_, slots_, length_, n_ = 0, c_ = 0, next_ = 0;
+  Padding padding_;
+  Scratch<A> rows_;
+};
+
+// out[i] = init + sum over a, b of taps[a * kw + b] * rows[a][i + b * dilation]. init is a row where
+// one is given. KH and KW are the filter's sides, or 0 where they are known at run time only.
+template <int KH, int KW, class T>
+void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
+                int64_t count, Acc<T> init, const Acc<T>* init_row) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  if constexpr (KH > 0) kh = KH;
+  if constexpr (KW > 0) kw = KW;
+  for (int64_t i = 0; i < count; i += lanes) {
+    Vec<A> sum;
+    if (init_row == nullptr)
+      sum = splat(init);
+    else
+      sum = i + lanes <= count ? load(init_row + i) : load(init_row + i, count - i);
+    if constexpr (KH > 0) {
+#pragma GCC unroll 3
+      for (int a = 0; a < KH; ++a)
+#pragma GCC unroll 3
+        for (int b = 0; b < KW; ++b) sum += taps[a * KW + b] * load(rows[a] + i + b * dilation);
+    } else {
+      for (int64_t a = 0; a < kh; ++a)
+        for (int64_t b = 0; b < kw; ++b) sum += taps[a * kw + b] * load(rows[a] + i + b * dilation);
+    }
+    if (i + lanes <= count)
+      store(sum, out + i);
+    else
+      store(sum, out + i, count - i);
+  }
+}
+
+template <class T>
+void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
+                int64_t count, Acc<T> init, const Acc<T>* init_row) {
+  if (kh == 3 && kw == 3)
+    filter_row<3, 3>(out, rows, taps, kh, kw, dilation, count, init, init_row);
+  else
+    filter_row<0, 0>(out, rows, taps, kh, kw, dilation, count, init, init_row);
+}
+
+// Where task `index` stands.
+struct Band {
+  int64_t n, c, begin, end;
+
+  Band(const Tasks& tasks, int64_t index, int64_t channels, int64_t height) {
+    const int64_t unit = index / tasks.bands;
+    n = tasks.channels_last ? unit : unit / channels;
+    c = tasks.channels_last ? 0 : unit % channels;
+    begin = index % tasks.bands * tasks.rows;
+    end = least(begin + tasks.rows, height);
+  }
+};
+
+template <class T>
+void forward_rows(const ForwardCall& call, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const DynamicConvShape& s = call.shape;
+  RowRing<T> ring(call.x, s.h, s.w, s.reach_h(), s.reach_w(), s.padding);
+  Scratch<A> bias_row(s.w);
+  Scratch<T> strided_row(s.w);
+  Scratch<const A*> rows(s.kh);
+  const bool has_bias = call.bias.data != nullptr, bias_varies = has_bias && call.bias.strides.w != 0;
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(call.tasks, task, s.c, s.h);
+    const A* taps = static_cast<const A*>(call.kernel) + (band.n * s.groups + s.group(band.c)) * s.taps();
+    ring.start(band.n, band.c, band.begin);
+    for (int64_t y = band.begin; y < band.end; ++y) {
+      ring.advance_to(y);
+      for (int64_t i = 0; i < s.kh; ++i) rows[i] = ring.slot(y + i * s.dilation - s.reach_h());
+      if (has_bias)
+        read_bias_row(call.bias, band.n, band.c, y, call.bias.strides.w, bias_varies ? s.w : 1, bias_row.get());
+      T* out = at<T>(call.y, band.n, band.c, y);
+      T* dense = call.y.strides.w == 1 ? out : strided_row.get();
+      filter_row(dense, rows.get(), taps, s.kh, s.kw, s.dilation, s.w, bias_row[0],
+                 bias_varies ? bias_row.get() : nullptr);
+      if (dense != out)
+        for (int64_t x = 0; x < s.w; ++x) out[x * call.y.strides.w] = dense[x];
+    }
+  }
+}
+
+// Element q of the plane met tap i for the result at a position that the border rule maps to p.
+struct Pair {
+  int64_t q, i;
+};
+
+// All pairs that contribute to the gradient at p, along one dimension; at most `(2 reach + 1) * k`.
+int64_t adjoint_pairs(int64_t p, int64_t size, int64_t k, int64_t dilation, Padding padding, Pair* out) {
+  const int64_t reach = k / 2 * dilation;
+  int64_t count = 0;
+  for (int64_t s = -reach; s < size + reach; ++s) {
+    if (s == 0) s = p;  // within the plane only p itself shows p
+    if (s > p && s < size) s = size;
+    if (s >= size + reach || source_index(s, size, padding) != p) continue;
+    for (int64_t i = 0; i < k; ++i) {
+      const int64_t q = s - i * dilation + reach;
+      if (q >= 0 && q < size) out[count++] = {q, i};
+    }
+  }
+  return count;
+}
+
+// Whether p gets one contribution from every tap and none through the border.
+IRNEXT_INLINE bool is_inner(int64_t p, int64_t size, int64_t reach) { return p > reach && p < size - 1 - reach; }
+
+// lanes[a * kw + b] += u[i] * rows[a][i + b * dilation], summed over i; u is zero past `count`.
+template <int KH, int KW, class A>
+void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, int64_t kw, int64_t dilation,
+                   int64_t count) {
+  constexpr int64_t lanes = kLanes<A>;
+  if constexpr (KH > 0) {
+    Vec<A> local[KH * KW] = {};
+    for (int64_t i = 0; i < count; i += lanes) {
+      const Vec<A> grad = load(u + i);
+#pragma GCC unroll 3
+      for (int a = 0; a < KH; ++a)
+#pragma GCC unroll 3
+        for (int b = 0; b < KW; ++b) local[a * KW + b] += grad * load(rows[a] + i + b * dilation);
+    }
+    for (int t = 0; t < KH * KW; ++t) sums[t] += local[t];
+  } else {
+    for (int64_t a = 0; a < kh; ++a)
+      for (int64_t b = 0; b < kw; ++b) {
+        Vec<A> local = {};
+        for (int64_t i = 0; i < count; i += lanes) local += load(u + i) * load(rows[a] + i + b * dilation);
+        sums[a * kw + b] += local;
+      }
+  }
+}
+
+template <class A>
+void flush(Vec<A>* lanes, int64_t count, double* out) {
+  for (int64_t t = 0; t < count; ++t) {
+    out[t] += sum<A>(lanes[t]);
+    lanes[t] = Vec<A>{};
+  }
+}
+
+template <class T>
+void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const DynamicConvShape& s = call.shape;
+  const int64_t rh = s.reach_h(), rw = s.reach_w(), taps = s.taps(), wide = s.w + 2 * rw;
+  const bool want_dx = call.dx.data != nullptr, want_taps = call.tap_sums != nullptr;
+  RowRing<T> grads(call.grad, s.h, s.w, rh, 2 * rw, Padding::zeros);
+  RowRing<T> inputs(call.x, s.h, s.w, want_taps ? rh : 0, want_taps ? rw : 0, s.padding);
+  Scratch<A> extended(wide + kLanes<A>), flipped(taps);
+  Scratch<const A*> rows(s.kh);
+  Scratch<Pair> pairs((2 * rh + 1) * s.kh);
+  Scratch<Vec<A>> lanes(taps + 1);  // the last one sums the gradient itself
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(call.tasks, task, s.c, s.h);
+    const A* kernel = static_cast<const A*>(call.kernel) + (band.n * s.groups + s.group(band.c)) * taps;
+    for (int64_t t = 0; t < taps; ++t) flipped[t] = kernel[taps - 1 - t];
+    double* tap_sums = want_taps ? call.tap_sums + task * taps : nullptr;
+    double* grad_sum = call.grad_sums ? call.grad_sums + task : nullptr;
+    for (int64_t t = 0; want_taps && t < taps; ++t) tap_sums[t] = 0;
+    if (grad_sum) *grad_sum = 0;
+    int64_t summed = 0;
+    grads.start(band.n, band.c, band.begin);
+    if (want_taps) inputs.start(band.n, band.c, band.begin);
+    for (int64_t y = band.begin; y < band.end; ++y) {
+      grads.advance_to(y);
+      const A* u = grads.slot(y) + 2 * rw;
+      if (want_taps) {
+        inputs.advance_to(y);
+        for (int64_t i = 0; i < s.kh; ++i) rows[i] = inputs.slot(y + i * s.dilation - rh);
+        if (s.kh == 3 && s.kw == 3)
+          correlate_row<3, 3>(lanes.get(), u, rows.get(), 3, 3, s.dilation, s.w);
+        else
+          correlate_row<0, 0>(lanes.get(), u, rows.get(), s.kh, s.kw, s.dilation, s.w);
+      }
+      if (grad_sum)
+        for (int64_t i = 0; i < s.w; i += kLanes<A>) lanes[taps] += load(u + i);
+      summed += s.w;
+      if (summed > kFlush || y + 1 == band.end) {
+        if (want_taps) flush<A>(lanes.get(), taps, tap_sums);
+        if (grad_sum) flush<A>(&lanes[taps], 1, grad_sum);
+        summed = 0;
+      }
+      if (!want_dx) continue;
+      if (is_inner(y, s.h, rh)) {
+        for (int64_t i = 0; i < s.kh; ++i) rows[i] = grads.slot(y + i * s.dilation - rh);
+        filter_row(extended.get(), rows.get(), flipped.get(), s.kh, s.kw, s.dilation, wide, A(0), (const A*)nullptr);
+      } else {
+        std::memset(extended.get(), 0, wide * sizeof(A));
+        const int64_t count = adjoint_pairs(y, s.h, s.kh, s.dilation, s.padding, pairs.get());
+        for (int64_t k = 0; k < count; ++k) {
+          const A* row = grads.slot(pairs[k].q);
+          const A* row_taps = flipped.get() + (s.kh - 1 - pairs[k].i) * s.kw;
+          filter_row<0, 0>(extended.get(), &row, row_taps, 1, s.kw, s.dilation, wide, A(0), extended.get());
+        }
+      }
+      for (int64_t i = 1; i <= rw; ++i) {
+        const int64_t left = source_index(-i, s.w, s.padding);
+        const int64_t right = source_index(s.w - 1 + i, s.w, s.padding);
+        if (left >= 0) extended[rw + left] += extended[rw - i];
+        if (right >= 0) extended[rw + right] += extended[rw + s.w - 1 + i];
+      }
+      narrow_row(&extended[rw], s.w, at<T>(call.dx, band.n, band.c, y), call.dx.strides.w);
+    }
+  }
+}
+
+// ---- the channels_last algorithm ----
+
+// Call body(first channel, channels) for blocks of one vector of channels; the last may be narrower.
+template <class A, class Body>
+IRNEXT_INLINE void for_blocks(int64_t channels, const Body& body) {
+  int64_t c = 0;
+  for (; c + kLanes<A> <= channels; c += kLanes<A>) body(c, kLanes<A>);
+  if (c < channels) body(c, channels - c);
+}
+
+template <class T>
+IRNEXT_INLINE Vec<Acc<T>> load_block(const T* from, int64_t count) {
+  return count == kLanes<Acc<T>> ? load(from) : load(from, count);
+}
+template <class T>
+IRNEXT_INLINE void store_block(const Vec<Acc<T>>& value, T* to, int64_t count) {
+  if (count == kLanes<Acc<T>>)
+    store(value, to);
+  else
+    store(value, to, count);
+}
+
+// One sample's kernels as (taps, padded channels), flipped for the gradient.
+template <class A>
+void spread_kernel(const DynamicConvShape& s, const void* kernel, int64_t n, bool flip, int64_t stride, A* out) {
+  const A* from = static_cast<const A*>(kernel) + n * s.groups * s.taps();
+  for (int64_t t = 0; t < s.taps(); ++t)
+    for (int64_t c = 0; c < s.c; ++c)
+      out[t * stride + c] = from[s.group(c) * s.taps() + (flip ? s.taps() - 1 - t : t)];
+}
+
+// out[x] = sum over taps of taps[t] * rows[i][x + j * dilation], for x in [begin, end), one block of
+// channels; column 0 of rows is that of the first tap. Three columns stay in registers.
+template <class T>
+void filter_pixels_3x3(T* out, int64_t out_step, const T* const* rows, int64_t step, const Acc<T>* taps,
+                       int64_t tap_stride, int64_t begin, int64_t end, Vec<Acc<T>> init) {
+  using V = Vec<Acc<T>>;
+  V k[9], left[3], middle[3], right[3];
+  for (int t = 0; t < 9; ++t) k[t] = load(taps + t * tap_stride);
+  for (int i = 0; i < 3; ++i) {
+    left[i] = load(rows[i] + begin * step);
+    middle[i] = load(rows[i] + (begin + 1) * step);
+  }
+  for (int64_t x = begin; x < end; ++x) {
+    V sum = init;
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) {
+      right[i] = load(rows[i] + (x + 2) * step);
+      sum += k[3 * i] * left[i] + k[3 * i + 1] * middle[i] + k[3 * i + 2] * right[i];
+      left[i] = middle[i];
+      middle[i] = right[i];
+    }
+    store(sum, out + x * out_step);
+  }
+}
+
+template <class T>
+void forward_channels_last(const ForwardCall& call, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  const DynamicConvShape& s = call.shape;
+  const int64_t padded = round_up(s.c, kLanes<A>), rh = s.reach_h(), rw = s.reach_w();
+  const int64_t step = call.x.strides.w, out_step = call.y.strides.w;
+  Scratch<A> taps(s.taps() * padded), bias(padded);
+  Scratch<const T*> rows(s.kh), block_rows(s.kh);
+  const bool has_bias = call.bias.data != nullptr;
+  const bool bias_varies = has_bias && (call.bias.strides.h != 0 || call.bias.strides.w != 0);
+  int64_t spread_for = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(call.tasks, task, s.c, s.h);
+    if (spread_for != band.n) {
+      spread_kernel(s, call.kernel, band.n, false, padded, taps.get());
+      if (has_bias) read_bias_row(call.bias, band.n, 0, 0, call.bias.strides.c, s.c, bias.get());
+      spread_for = band.n;
+    }
+    for (int64_t y = band.begin; y < band.end; ++y) {
+      bool whole = !bias_varies;
+      for (int64_t i = 0; i < s.kh; ++i) {
+        const int64_t source = source_index(y + i * s.dilation - rh, s.h, s.padding);
+        rows[i] = source < 0 ? nullptr : at<T>(call.x, band.n, 0, source);
+        whole &= source >= 0;
+      }
+      T* out_row = at<T>(call.y, band.n, 0, y);
+      const auto pixel = [&](int64_t x, int64_t c, int64_t count) {
+        if (bias_varies) {
+          Tensor here = call.bias;
+          const int64_t size = here.type == Type::f64 ? 8 : here.type == Type::f32 ? 4 : 2;
+          here.data = static_cast<char*>(here.data) + x * here.strides.w * size;
+          read_bias_row(here, band.n, c, y, here.strides.c, count, bias.get() + c);
+        }
+        V sum = load(&bias[c]);
+        for (int64_t i = 0; i < s.kh; ++i) {
+          if (!rows[i]) continue;
+          for (int64_t j = 0; j < s.kw; ++j) {
+            const int64_t column = source_index(x + j * s.dilation - rw, s.w, s.padding);
+            if (column >= 0)
+              sum += load(&taps[(i * s.kw + j) * padded + c]) * load_block(rows[i] + column * step + c, count);
+          }
+        }
+        store_block(sum, out_row + x * out_step + c, count);
+      };
+      for_blocks<A>(s.c, [&](int64_t c, int64_t count) {
+        const bool fast = whole && count == kLanes<A> && s.w > 2 * rw;
+        const int64_t inner_end = fast ? s.w - rw : 0, inner_begin = fast ? rw : 0;
+        for (int64_t x = 0; x < inner_begin; ++x) pixel(x, c, count);
+        if (fast && s.kh == 3 && s.kw == 3 && s.dilation == 1) {
+          for (int64_t i = 0; i < 3; ++i) block_rows[i] = rows[i] + c;
+          filter_pixels_3x3(out_row + out_step + c, out_step, block_rows.get(), step, &taps[c], padded, 0, s.w - 2,
+                            load(&bias[c]));
+        } else if (fast) {
+          for (int64_t x = inner_begin; x < inner_end; ++x) {
+            V sum = load(&bias[c]);
+            for (int64_t i = 0; i < s.kh; ++i)
+              for (int64_t j = 0; j < s.kw; ++j)
+                sum += load(&taps[(i * s.kw + j) * padded + c]) *
+                       load(rows[i] + (x + j * s.dilation - rw) * step + c);
+            store(sum, out_row + x * out_step + c);
+          }
+        }
+        for (int64_t x = inner_end; x < s.w; ++x) pixel(x, c, count);
+      });
+    }
+  }
+}
+
+// Sums of u * shifted x over one row, one block of channels: sums[t * stride + lane] +=
+template <class T>
+void correlate_pixels(const DynamicConvShape& s, const T* u, int64_t u_step, const T* const* rows, int64_t step,
+                      int64_t c, int64_t count, int64_t stride, double* sums) {
+  using V = Vec<Acc<T>>;
+  const int64_t rw = s.reach_w();
+  const auto add = [&](int64_t t, const V& value) {
+    for (int64_t lane = 0; lane < count; ++lane) sums[t * stride + c + lane] += double(value[lane]);
+  };
+  if (s.kh == 3 && s.kw == 3 && s.dilation == 1 && s.w > 2 && rows[0] && rows[2]) {
+    V sum[9] = {}, left[3], middle[3], right[3];
+    for (int i = 0; i < 3; ++i) {
+      const int64_t outside = source_index(-1, s.w, s.padding);
+      left[i] = outside < 0 ? V{} : load_block(rows[i] + outside * step + c, count);
+      middle[i] = load_block(rows[i] + c, count);
+    }
+    for (int64_t x = 0; x < s.w; ++x) {
+      const V grad = load_block(u + x * u_step + c, count);
+      const int64_t column = source_index(x + 1, s.w, s.padding);
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) {
+        right[i] = column < 0 ? V{} : load_block(rows[i] + column * step + c, count);
+        sum[3 * i] += grad * left[i];
+        sum[3 * i + 1] += grad * middle[i];
+        sum[3 * i + 2] += grad * right[i];
+        left[i] = middle[i];
+        middle[i] = right[i];
+      }
+    }
+    for (int t = 0; t < 9; ++t) add(t, sum[t]);
+    return;
+  }
+  for (int64_t i = 0; i < s.kh; ++i)
+    for (int64_t j = 0; rows[i] && j < s.kw; ++j) {
+      V sum = {};
+      for (int64_t x = 0; x < s.w; ++x) {
+        const int64_t column = source_index(x + j * s.dilation - rw, s.w, s.padding);
+        if (column >= 0)
+          sum += load_block(u + x * u_step + c, count) * load_block(rows[i] + column * step + c, count);
+      }
+      add(i * s.kw + j, sum);
+    }
+}
+
+template <class T>
+void backward_channels_last(const BackwardCall& call, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  const DynamicConvShape& s = call.shape;
+  const int64_t padded = round_up(s.c, kLanes<A>), rh = s.reach_h(), rw = s.reach_w(), taps = s.taps();
+  const int64_t step = call.grad.strides.w;
+  const bool want_dx = call.dx.data != nullptr, want_taps = call.tap_sums != nullptr;
+  Scratch<A> flipped(taps * padded);
+  Scratch<const T*> rows(s.kh), block_rows(s.kh);
+  Scratch<Pair> row_pairs((2 * rh + 1) * s.kh), column_pairs((2 * rw + 1) * s.kw);
+  int64_t spread_for = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(call.tasks, task, s.c, s.h);
+    if (spread_for != band.n) {
+      spread_kernel(s, call.kernel, band.n, true, padded, flipped.get());
+      spread_for = band.n;
+    }
+    double* tap_sums = want_taps ? call.tap_sums + task * taps * s.c : nullptr;
+    double* grad_sums = call.grad_sums ? call.grad_sums + task * s.c : nullptr;
+    if (tap_sums) std::memset(tap_sums, 0, taps * s.c * sizeof(double));
+    if (grad_sums) std::memset(grad_sums, 0, s.c * sizeof(double));
+    for (int64_t y = band.begin; y < band.end; ++y) {
+      const T* u = at<T>(call.grad, band.n, 0, y);
+      if (want_taps) {
+        for (int64_t i = 0; i < s.kh; ++i) {
+          const int64_t source = source_index(y + i * s.dilation - rh, s.h, s.padding);
+          rows[i] = source < 0 ? nullptr : at<T>(call.x, band.n, 0, source);
+        }
+        for_blocks<A>(s.c, [&](int64_t c, int64_t count) {
+          correlate_pixels(s, u, step, rows.get(), call.x.strides.w, c, count, s.c, tap_sums);
+        });
+      }
+      if (grad_sums)
+        for_blocks<A>(s.c, [&](int64_t c, int64_t count) {
+          V sum = {};
+          for (int64_t x = 0; x < s.w; ++x) sum += load_block(u + x * step + c, count);
+          for (int64_t lane = 0; lane < count; ++lane) grad_sums[c + lane] += double(sum[lane]);
+        });
+      if (!want_dx) continue;
+      const int64_t row_count = adjoint_pairs(y, s.h, s.kh, s.dilation, s.padding, row_pairs.get());
+      const bool inner_row = is_inner(y, s.h, rh);
+      if (inner_row)
+        for (int64_t i = 0; i < s.kh; ++i) rows[i] = at<T>(call.grad, band.n, 0, y + i * s.dilation - rh);
+      T* out_row = at<T>(call.dx, band.n, 0, y);
+      const int64_t out_step = call.dx.strides.w;
+      const auto edge_pixel = [&](int64_t x) {
+        const int64_t columns = adjoint_pairs(x, s.w, s.kw, s.dilation, s.padding, column_pairs.get());
+        for_blocks<A>(s.c, [&](int64_t c, int64_t count) {
+          V sum = {};
+          for (int64_t a = 0; a < row_count; ++a) {
+            const T* row = at<T>(call.grad, band.n, 0, row_pairs[a].q) + c;
+            for (int64_t b = 0; b < columns; ++b) {
+              const int64_t tap = taps - 1 - (row_pairs[a].i * s.kw + column_pairs[b].i);
+              sum += load(&flipped[tap * padded + c]) * load_block(row + column_pairs[b].q * step, count);
+            }
+          }
+          store_block(sum, out_row + x * out_step + c, count);
+        });
+      };
+      const bool fast = inner_row && s.w > 2 * rw + 2;
+      const int64_t inner_begin = fast ? rw + 1 : 0, inner_end = fast ? s.w - 1 - rw : 0;
+      for (int64_t x = 0; x < inner_begin; ++x) edge_pixel(x);
+      for_blocks<A>(fast ? s.c : 0, [&](int64_t c, int64_t count) {
+        if (s.kh == 3 && s.kw == 3 && s.dilation == 1 && count == kLanes<A>) {
+          for (int64_t i = 0; i < 3; ++i) block_rows[i] = rows[i] + c;
+          filter_pixels_3x3(out_row + out_step + c, out_step, block_rows.get(), step, &flipped[c], padded, 1,
+                            s.w - 3, V{});
+          return;
+        }
+        for (int64_t x = inner_begin; x < inner_end; ++x) {
+          V sum = {};
+          for (int64_t i = 0; i < s.kh; ++i)
+            for (int64_t j = 0; j < s.kw; ++j)
+              sum += load(&flipped[(i * s.kw + j) * padded + c]) *
+                     load_block(rows[i] + (x + j * s.dilation - rw) * step + c, count);
+          store_block(sum, out_row + x * out_step + c, count);
+        }
+      });
+      for (int64_t x = inner_end; x < s.w; ++x) edge_pixel(x);
+    }
+  }
+}
+
+// ---- the plane mean ----
+
+template <class T>
+void mean_rows(const MeanCall& call, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(call.tasks, task, call.c, call.h);
+    Vec<A> sums[4] = {};
+    double total = 0;
+    int64_t summed = 0;
+    for (int64_t y = band.begin; y < band.end; ++y) {
+      const T* row = at<T>(call.x, band.n, band.c, y);
+      int64_t x = 0;
+      if (call.x.strides.w == 1) {
+        for (; x + 4 * lanes <= call.w; x += 4 * lanes)
+          for (int k = 0; k < 4; ++k) sums[k] += load(row + x + k * lanes);
+        for (; x + lanes <= call.w; x += lanes) sums[0] += load(row + x);
+      }
+      for (; x < call.w; ++x) total += double(widen(row[x * call.x.strides.w]));
+      summed += call.w;
+      if (summed > kFlush || y + 1 == band.end) {
+        for (int k = 0; k < 4; ++k) flush<A>(sums + k, 1, &total);
+        summed = 0;
+      }
+    }
+    call.partial[task] = total;
+  }
+}
+
+template <class T>
+void mean_channels_last(const MeanCall& call, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  for (int64_t task = begin; task < end; ++task) {
+    const Band band(call.tasks, task, call.c, call.h);
+    double* sums = call.partial + task * call.c;
+    std::memset(sums, 0, call.c * sizeof(double));
+    for (int64_t y = band.begin; y < band.end; ++y) {
+      const T* row = at<T>(call.x, band.n, 0, y);
+      for_blocks<A>(call.c, [&](int64_t c, int64_t count) {
+        Vec<A> sum = {};
+        for (int64_t x = 0; x < call.w; ++x) sum += load_block(row + x * call.x.strides.w + c, count);
+        for (int64_t lane = 0; lane < count; ++lane) sums[c + lane] += double(sum[lane]);
+      });
+    }
+  }
+}
+
+// ---- choice of element type and algorithm ----
+
+template <class Body>
+void by_type(Type type, const Body& body) {
+  switch (type) {
+    case Type::f32: return body(float{});
+    case Type::f64: return body(double{});
+    case Type::f16: return body(half{});
+    case Type::bf16: return body(bfloat16{});
+  }
+}
+
+void spatial_mean(const MeanCall& call, int64_t begin, int64_t end) {
+  by_type(call.x.type, [&](auto element) {
+    using T = decltype(element);
+    call.tasks.channels_last ? mean_channels_last<T>(call, begin, end) : mean_rows<T>(call, begin, end);
+  });
+}
+
+void forward(const ForwardCall& call, int64_t begin, int64_t end) {
+  by_type(call.x.type, [&](auto element) {
+    using T = decltype(element);
+    call.tasks.channels_last ? forward_channels_last<T>(call, begin, end) : forward_rows<T>(call, begin, end);
+  });
+}
+
+void backward(const BackwardCall& call, int64_t begin, int64_t end) {
+  by_type(call.grad.type, [&](auto element) {
+    using T = decltype(element);
+    call.tasks.channels_last ? backward_channels_last<T>(call, begin, end) : backward_rows<T>(call, begin, end);
+  });
+}
+
+}  // namespace
+
+#define IRNEXT_STRING(name) #name
+#define IRNEXT_TABLE(isa) \
+  extern const Kernels kernels_##isa; \
+  const Kernels kernels_##isa = {IRNEXT_STRING(isa), ::spatial_mean, ::forward, ::backward};
+#define IRNEXT_EXPAND(isa) IRNEXT_TABLE(isa)
+
+namespace irnext::cpu {
+IRNEXT_EXPAND(IRNEXT_ISA)
+}

@@ -1,0 +1,202 @@
+"""The command line: parses, calls, and turns expected errors into one line."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__, checkpoints, complexity, create_model, info, list_models, use_backend
+from .restoration import restore_files
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LowPass = Annotated[Literal["global", "local", "exact"] | None, tyro.conf.arg(metavar="{global,local,exact}")]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="OUT")]
+Name = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0: done. 1: some pictures failed, the others are restored. 2: refused, with one line that says
+    why. 130: interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments) == ["--version"]:
+        print(f"irnext {__version__}")
+        return 0
+    try:
+        code = tyro.extras.subcommand_cli_from_dict(
+            {
+                "demo": demo,
+                "restore": restore,
+                "convert": convert,
+                "info": information,
+                "complexity": complexities,
+            },
+            prog="irnext",
+            description="The fast, drop-in IRNeXt for image restoration (irnext --version for the version).",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        return code or 0
+    except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError) as error:
+        complain(error)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def complain(problem: Exception | str) -> None:
+    """One line on the error output."""
+    if isinstance(problem, OSError) and problem.strerror:
+        problem = f"{problem.filename}: {problem.strerror}" if problem.filename else problem.strerror
+    print("irnext: error:", " ".join(str(problem).split()), file=sys.stderr)
+
+
+def check_backend() -> None:
+    """Raise for an IRNEXT_BACKEND that cannot be used: now, rather than at the first picture."""
+    if backend := os.environ.get("IRNEXT_BACKEND"):
+        use_backend(backend)
+
+
+def demo(output: Output = Path("irnext-demo"), seconds: float = 60, seed: int = 0) -> None:
+    """See a degraded photograph restored: trains a small model on other photographs first.
+
+    Args:
+        output: folder for the side-by-side picture and the page with the slider.
+        seconds: limit of the training time.
+        seed: of everything random.
+    """
+    from . import demo as demonstration  # loads scikit-image, which nothing else needs
+
+    check_backend()
+    demonstration.run(output, seconds, seed)
+
+
+def restore(
+    inputs: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN...", help_behavior_hint="")
+    ],
+    /,
+    output: Output,
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    model: Name = None,
+    low_pass: LowPass = None,
+    device: Name = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    tile: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    overlap: Annotated[int, tyro.conf.arg(metavar="M")] = 32,
+    compare: bool = False,
+) -> int:
+    """Restore pictures with trained weights.
+
+    Without --tile the whole picture goes through the model at once. Tiles bound the memory but are
+    not exact: the model's means over the plane then see a tile instead of the picture.
+
+    Args:
+        inputs: picture files, folders, or patterns in quotes.
+        output: a folder, or a file name for a single picture.
+        weights: a checkpoint: .safetensors, or .pkl or .pth of the published code.
+        model: take the settings of this model (irnext info lists them) rather than the checkpoint's.
+        low_pass: the model's low-pass filter: global as in the published dehazing code, local as in
+            the published motion-deblurring code, whose checkpoints do not say so.
+        device: where to compute, as PyTorch names it (cuda, cuda:1, mps); by default a GPU if there is one.
+        dtype: what to compute in.
+        tile: side of square tiles in pixels, a multiple of 32.
+        overlap: pixels that neighbouring tiles share, at most half a tile.
+        compare: also write NAME-compare.png: before on the left, after on the right.
+    """
+    check_backend()
+    network = load_model(weights, model, low_pass)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    report = restore_files(
+        network,
+        inputs,
+        output,
+        tile=tile,
+        overlap=overlap,
+        dtype=DTYPES[dtype],
+        device=device,
+        compare=compare,
+    )
+    for path in report.written:
+        print(path)
+    for reason in report.failed.values():
+        complain(reason)
+    return FAILED if report.failed else 0
+
+
+def load_model(weights: Path | None, name: str | None, low_pass: str | None) -> torch.nn.Module:
+    """The model of a checkpoint; `name` gives it the settings of a listed model."""
+    settings = {}
+    if name is not None:
+        with torch.device("meta"):  # only its settings are wanted
+            settings = dict(create_model(name).settings)
+    if weights is None:
+        made_of = f"a new {name} has random weights and" if name else "a model without weights"
+        raise ValueError(f"{made_of} restores nothing: give --weights FILE")
+    listed = settings.pop("low_pass", None)
+    return checkpoints.load(weights, low_pass or listed, **settings)
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    /,
+    layout: Annotated[
+        Literal["irnext", "official"] | None, tyro.conf.arg(metavar="{irnext,official}")
+    ] = None,
+    low_pass: LowPass = None,
+) -> None:
+    """Write a checkpoint anew, as .safetensors or as .pkl or .pth for the published code.
+
+    Args:
+        source: a checkpoint of any accepted kind.
+        target: the new file; its suffix says the kind.
+        layout: names of the entries; by default irnext in .safetensors and official in .pkl and .pth.
+        low_pass: to be recorded in .safetensors, as published checkpoints do not say it.
+    """
+    checkpoints.convert(source, target, layout, low_pass)
+    print(target)
+
+
+def information(json: bool = False) -> None:
+    """Versions, processor, GPUs, backends with reasons, models.
+
+    Args:
+        json: for programs.
+    """
+    if json:
+        print(json_format.dumps(info.collect(), indent=2))
+    else:
+        info.show()
+
+
+def complexities(model: Name = None, size: tuple[int, int] = (256, 256)) -> None:
+    """Parameters and operations of the models, for one picture.
+
+    Args:
+        model: one model; all of them by default.
+        size: height and width of the picture in pixels, multiples of 32.
+    """
+    table = Table("model", "parameters", "MACs", "taps' MACs", "paper's FLOPs")
+    table.title = f"for a picture of {size[0]}x{size[1]} pixels"
+    for name in [model] if model else list_models():
+        with torch.device("meta"):
+            cost = complexity.measure(create_model(name), size=size)
+        table.add_row(
+            name,
+            f"{cost.params / 1e6:.2f} M",
+            *(f"{count / 1e9:.2f} G" for count in (cost.macs, cost.tap_macs, cost.paper_flops)),
+        )
+    Console().print(table)
