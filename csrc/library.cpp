@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "modulated_filter.h"
 
 namespace {
 
@@ -197,6 +198,80 @@ std::tuple<stable::Tensor, stable::Tensor, stable::Tensor> dynamic_conv2d_backwa
   return {dx, dkernel, grad_sum};
 }
 
+// ---- modulated_filter ----
+
+using irnext::cpu::Activation;
+using irnext::cpu::FilterShape;
+
+FilterShape filter_shape(const stable::Tensor& logits, const stable::Tensor& mean, const stable::Tensor& low,
+                         const stable::Tensor& inner, const stable::Tensor& high, const std::string& activation) {
+  STD_TORCH_CHECK(logits.dim() == 3 && mean.dim() == 2 && logits.size(0) == mean.size(0),
+                  "logits must be (N, G, K * K) and mean (N, C)");
+  const int64_t n = logits.size(0), c = mean.size(1), groups = logits.size(1), taps = logits.size(2);
+  STD_TORCH_CHECK(groups > 0 && c % groups == 0 && taps > 0, "groups must divide the channels");
+  for (const stable::Tensor* gain : {&low, &inner, &high})
+    STD_TORCH_CHECK(gain->numel() == c, "low, inner and high must have one value for each of the ", c, " channels");
+  for (const stable::Tensor* tensor : {&mean, &low, &inner, &high})
+    STD_TORCH_CHECK(tensor->scalar_type() == logits.scalar_type() && wide_type(*tensor) == tensor->scalar_type(),
+                    "logits, mean, low, inner and high must be of one type, float32 or float64");
+  STD_TORCH_CHECK(activation == "tanh" || activation == "sigmoid" || activation == "softmax",
+                  "unknown activation '", activation, "': choose tanh, sigmoid or softmax");
+  return {n, c, groups, taps,
+          activation == "tanh"      ? Activation::tanh
+          : activation == "sigmoid" ? Activation::sigmoid
+                                    : Activation::softmax};
+}
+
+// Call body with a number of the type that `like` holds.
+template <class Body>
+void by_accumulator(const stable::Tensor& like, const Body& body) {
+  if (like.scalar_type() == ScalarType::Double)
+    body(double{});
+  else
+    body(float{});
+}
+
+std::tuple<stable::Tensor, stable::Tensor> modulated_filter(const stable::Tensor& logits, const stable::Tensor& mean,
+                                                            const stable::Tensor& low, const stable::Tensor& inner,
+                                                            const stable::Tensor& high, std::string activation) {
+  const FilterShape s = filter_shape(logits, mean, low, inner, high, activation);
+  stable::Tensor kernel = stable::new_empty(logits, {s.n, s.c, s.taps}), bias = stable::new_empty(mean, {s.n, s.c});
+  const stable::Tensor inputs[] = {stable::contiguous(logits), stable::contiguous(mean), stable::contiguous(low),
+                                   stable::contiguous(inner), stable::contiguous(high)};
+  by_accumulator(logits, [&](auto number) {
+    using A = decltype(number);
+    const auto data = [](const stable::Tensor& tensor) { return static_cast<A*>(tensor.data_ptr()); };
+    irnext::cpu::modulated_filter<A>(s, data(inputs[0]), data(inputs[1]), data(inputs[2]), data(inputs[3]),
+                                     data(inputs[4]), data(kernel), data(bias));
+  });
+  return {kernel, bias};
+}
+
+std::tuple<stable::Tensor, stable::Tensor, stable::Tensor, stable::Tensor, stable::Tensor> modulated_filter_backward(
+    const stable::Tensor& grad_kernel, const stable::Tensor& grad_bias, const stable::Tensor& logits,
+    const stable::Tensor& mean, const stable::Tensor& low, const stable::Tensor& inner, std::string activation) {
+  const FilterShape s = filter_shape(logits, mean, low, inner, low, activation);
+  STD_TORCH_CHECK(grad_kernel.numel() == s.n * s.c * s.taps && grad_bias.numel() == s.n * s.c &&
+                      grad_kernel.scalar_type() == logits.scalar_type() &&
+                      grad_bias.scalar_type() == logits.scalar_type(),
+                  "the gradients must have the shapes and type of kernel and bias");
+  const stable::Tensor inputs[] = {stable::contiguous(grad_kernel), stable::contiguous(grad_bias),
+                                   stable::contiguous(logits),      stable::contiguous(mean),
+                                   stable::contiguous(low),         stable::contiguous(inner)};
+  stable::Tensor dlogits = stable::new_empty(logits, {s.n, s.groups, s.taps});
+  stable::Tensor dmean = stable::new_empty(mean, {s.n, s.c});
+  stable::Tensor dlow = stable::new_empty(mean, {s.c}), dinner = stable::new_empty(mean, {s.c});
+  stable::Tensor dhigh = stable::new_empty(mean, {s.c});
+  by_accumulator(logits, [&](auto number) {
+    using A = decltype(number);
+    const auto data = [](const stable::Tensor& tensor) { return static_cast<A*>(tensor.data_ptr()); };
+    irnext::cpu::modulated_filter_backward<A>(s, data(inputs[0]), data(inputs[1]), data(inputs[2]), data(inputs[3]),
+                                              data(inputs[4]), data(inputs[5]), data(dlogits), data(dmean),
+                                              data(dlow), data(dinner), data(dhigh));
+  });
+  return {dlogits, dmean, dlow, dinner, dhigh};
+}
+
 std::string cpu_instructions(std::string select) {
   STD_TORCH_CHECK(select.empty() || irnext::cpu::select_kernels(select.c_str()),
                   "this machine cannot run the instruction set '", select, "'");
@@ -213,6 +288,12 @@ STABLE_TORCH_LIBRARY(irnext, m) {
       "dynamic_conv2d_backward(Tensor grad, Tensor x, Tensor kernel, int dilation, str padding_mode, "
       "bool need_x, bool need_kernel, bool need_sum) -> (Tensor, Tensor, Tensor)");
   m.def("spatial_mean(Tensor x) -> Tensor");
+  m.def(
+      "modulated_filter(Tensor logits, Tensor mean, Tensor low, Tensor inner, Tensor high, str activation) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "modulated_filter_backward(Tensor grad_kernel, Tensor grad_bias, Tensor logits, Tensor mean, Tensor low, "
+      "Tensor inner, str activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("cpu_instructions(str select=\"\") -> str");
 }
 
@@ -220,6 +301,8 @@ STABLE_TORCH_LIBRARY_IMPL(irnext, CPU, m) {
   m.impl("dynamic_conv2d", TORCH_BOX(&dynamic_conv2d));
   m.impl("dynamic_conv2d_backward", TORCH_BOX(&dynamic_conv2d_backward));
   m.impl("spatial_mean", TORCH_BOX(&spatial_mean));
+  m.impl("modulated_filter", TORCH_BOX(&modulated_filter));
+  m.impl("modulated_filter_backward", TORCH_BOX(&modulated_filter_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(irnext, CompositeExplicitAutograd, m) {

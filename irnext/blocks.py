@@ -106,9 +106,6 @@ class LocalAttention(PublishedNames):
         taps = kernel_size**2
         self.project = nn.Conv2d(channels, groups * taps, 1, bias=False)
         self.norm = nn.BatchNorm2d(groups * taps)
-        centre = torch.zeros(taps)
-        centre[taps // 2] = 1
-        self.register_buffer("centre", centre, persistent=False)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments) -> None:
         if self.low_pass == "exact" and prefix + "lamb_l" in state_dict:
@@ -122,47 +119,39 @@ class LocalAttention(PublishedNames):
         # The few numbers per plane stay in the parameters' precision, also under autocast.
         with torch.autocast(z.device.type, enabled=False):
             mean = ops.spatial_mean(z)
-            kernel, bias = self.modulate(self.attention(mean), mean, z)
+            kernel, bias = self.predict(mean, z)
+        kernel = kernel.unflatten(-1, (self.kernel_size, self.kernel_size))
         return ops.dynamic_conv2d(z, kernel, bias)
 
-    def attention(self, mean: Tensor) -> Tensor:
-        """The attention weights A (N, G, K * K), Eq. 3, from the plane means (N, C)."""
+    def logits(self, mean: Tensor) -> Tensor:
+        """BN(W m): (N, G, K * K) from the plane means (N, C); Eq. 3 before its activation."""
         weight = self.project.weight.flatten(1)
         logits = self.norm(F.linear(mean.to(weight.dtype), weight)[..., None, None])
-        logits = logits.view(len(mean), self.groups, self.kernel_size**2)
-        if self.activation == "softmax":
-            taps = logits.softmax(-1)
-        else:
-            taps = logits.tanh() if self.activation == "tanh" else logits.sigmoid()
-        return taps.to(mean.dtype)
+        return logits.view(len(mean), self.groups, self.kernel_size**2).to(mean.dtype)
 
-    def modulate(self, taps: Tensor, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The filter and the bias that give y in one `dynamic_conv2d`.
-
-        Without filter modulation, and with that of the paper, channels of a group share the filter
-        (N, G, K, K); the gains l, s, h make one per channel, (N, C, K, K).
-        """
-        centre, bias = self.centre.to(taps.dtype), None
-        if self.low_pass is None:
-            kernel = taps + centre
-        elif self.low_pass == "exact":
-            low = taps.mean(-1, keepdim=True)[:, :, None]
-            weight = self.high_pass_weight.to(taps.dtype).view(self.groups, -1, 1)
-            kernel = low + weight * (taps[:, :, None] - low) + centre
-        else:
-            low, inner, high = (
-                gain.to(taps.dtype).view(self.groups, -1, 1)
-                for gain in (self.low_gain, self.inner_gain, self.high_gain)
-            )
-            low_inner = low * inner
-            kernel = torch.addcmul((1 + high) * centre, low + low_inner, taps[:, :, None])
-            bias = -low_inner.view(-1)
-            if self.low_pass == "global":
-                bias = bias * mean
-            else:
+    def predict(self, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The filter, (N, C, K * K) or (N, G, K * K), and the bias that give y in one `dynamic_conv2d`."""
+        logits = self.logits(mean)
+        if self.low_pass in ("global", "local"):
+            gains = (self.low_gain, self.inner_gain, self.high_gain)
+            low, inner, high = (gain.to(mean.dtype).flatten() for gain in gains)
+            kernel, bias = ops.modulated_filter(logits, mean, low, inner, high, self.activation)
+            if self.low_pass == "local":
                 window = self.window or local_window(*z.shape[2:])
-                bias = (bias[:, None, None] * ops.local_mean(z, window)).to(z.dtype)
-        return kernel.flatten(1, -2).unflatten(-1, (self.kernel_size, self.kernel_size)), bias
+                bias = ((-low * inner)[:, None, None] * ops.local_mean(z, window)).to(z.dtype)
+            return kernel, bias
+        if self.activation == "softmax":
+            attention = logits.softmax(-1)
+        else:
+            attention = logits.tanh() if self.activation == "tanh" else logits.sigmoid()
+        taps = self.kernel_size**2
+        centre = (torch.arange(taps, device=z.device) == taps // 2).to(mean.dtype)
+        if self.low_pass is None:
+            return attention + centre, None
+        low = attention.mean(-1, keepdim=True)[:, :, None]
+        weight = self.high_pass_weight.to(mean.dtype).view(self.groups, -1, 1)
+        kernel = low + weight * (attention[:, :, None] - low) + centre
+        return kernel.flatten(1, 2), None
 
     def extra_repr(self) -> str:
         return (

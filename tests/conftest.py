@@ -14,6 +14,8 @@ from torch import nn
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
+torch.set_num_threads(1)  # small tensors: threads would only wait for each other
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

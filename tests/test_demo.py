@@ -106,6 +106,24 @@ def test_the_limit_ends_training_early(miniature, quiet):
     assert demo.train(photographs, 10_000, 0.01, 0, quiet)[1] == 1
 
 
+def test_a_fast_enough_machine_takes_every_step_and_a_slow_one_stops_in_time():
+    assert demo._clock(1) == pytest.approx(1)
+    assert demo._clock(0.1) == pytest.approx(0, abs=1e-12)
+    # A slow start, then a pace that takes 0.9 of the limit: the clock never leads.
+    assert all(demo._clock(0.02 + 0.9 * share) < share for share in np.linspace(0, 1, 50))
+
+
+def test_crops_are_squares_of_the_photograph_in_range():
+    rng = np.random.default_rng(0)
+    photograph = Image.fromarray(rng.integers(0, 256, (150, 200, 3), dtype=np.uint8))
+    crops = [demo._crop(rng, photograph) for _ in range(20)]
+    assert all(crop.shape == (demo.CROP, demo.CROP, 3) and crop.dtype == np.float32 for crop in crops)
+    assert min(crop.min() for crop in crops) >= 0 and max(crop.max() for crop in crops) <= 1
+    assert len({crop.tobytes() for crop in crops}) == 20
+    means = [crop.mean() for crop in crops]
+    assert np.ptp(means) > 0.1  # brightness varies
+
+
 def test_the_schedule_rises_and_falls_to_zero():
     rates = [demo._schedule(share) for share in np.linspace(0, 1, 101)]
     assert 0 < rates[0] < 0.1 and rates[-1] == pytest.approx(0, abs=1e-12)
@@ -137,6 +155,16 @@ def test_without_scikit_image_the_error_says_what_to_install(tmp_path, monkeypat
     with pytest.raises(ModuleNotFoundError, match=r"irnext\[demo\]"):
         demo.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "train", lambda *arguments: pytest.fail("training began"))
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        demo.run(tmp_path / "file")
+    monkeypatch.setattr(demo.os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        demo.run(tmp_path / "folder")
 
 
 def test_a_missing_photograph_is_named(monkeypatch):

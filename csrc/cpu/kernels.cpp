@@ -22,12 +22,20 @@ namespace {
 using namespace irnext;
 using namespace irnext::cpu;
 
-constexpr int64_t kFlush = 8192;  // elements summed in lanes of float before they go to double
+// Short rows are widened several at a time: reading a row just written, at another offset, would wait
+// until its stores have left the processor.
+constexpr int64_t kAhead = 1024;
+constexpr int64_t kFlush = 512;  // elements summed in lanes of float before they go to double
 
 IRNEXT_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 IRNEXT_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+IRNEXT_INLINE int64_t power_of_two_at_least(int64_t value) {
+  int64_t power = 1;
+  while (power < value) power *= 2;
+  return power;
+}
 
 // Zeroed, aligned scratch memory.
 template <class A>
@@ -89,6 +97,19 @@ void read_bias_row(const Tensor& bias, int64_t n, int64_t c, int64_t h, int64_t 
   }
 }
 
+// Where task `index` stands.
+struct Band {
+  int64_t n, c, begin, end;
+
+  Band(const Tasks& tasks, int64_t index, int64_t channels, int64_t height) {
+    const int64_t unit = index / tasks.bands;
+    n = tasks.channels_last ? unit : unit / channels;
+    c = tasks.channels_last ? 0 : unit % channels;
+    begin = index % tasks.bands * tasks.rows;
+    end = least(begin + tasks.rows, height);
+  }
+};
+
 // ---- the rows algorithm ----
 
 // The last rows of one extended plane, widened and padded by `margin` columns on either side. The
@@ -104,29 +125,34 @@ class RowRing {
         width_(width),
         reach_(reach),
         margin_(margin),
-        slots_(2 * reach + 1),
-        length_(round_up(width + 2 * margin + kLanes<A>, kLanes<A>)),
+        lead_(round_up(margin, kLanes<A>)),
+        ahead_(least(kAhead / (width + 1), 7)),
+        mask_(power_of_two_at_least(2 * reach + 1 + ahead_) - 1),
+        length_(round_up(lead_ + width + margin + kLanes<A>, kLanes<A>)),
         padding_(padding),
-        rows_(slots_ * length_) {}
+        rows_((mask_ + 1) * length_) {}
 
-  void start(int64_t n, int64_t c, int64_t first_row) {
-    n_ = n;
-    c_ = c;
-    next_ = first_row - reach_;
+  void start(const Band& band) {
+    n_ = band.n;
+    c_ = band.c;
+    next_ = band.begin - reach_;
+    end_ = band.end + reach_;
   }
 
   // Make rows y - reach ... y + reach available.
   void advance_to(int64_t y) {
-    for (; next_ <= y + reach_; ++next_) fill(slot(next_), source_index(next_, height_, padding_));
+    if (next_ > y + reach_) return;
+    for (const int64_t stop = least(y + reach_ + ahead_ + 1, end_); next_ < stop; ++next_)
+      fill(slot(next_), source_index(next_, height_, padding_));
   }
 
-  // The extended row y; its first element is column -margin.
-  A* slot(int64_t y) { return rows_.get() + (y + reach_) % slots_ * length_; }
+  // The extended row y; its first element is column -margin. Column 0 is aligned.
+  A* slot(int64_t y) { return rows_.get() + ((y + reach_) & mask_) * length_ + lead_ - margin_; }
 
  private:
   void fill(A* row, int64_t source) {
     if (source < 0 || source >= height_) {
-      std::memset(row, 0, length_ * sizeof(A));
+      std::memset(row, 0, (width_ + 2 * margin_) * sizeof(A));
       return;
     }
     widen_row(at<T>(tensor_, n_, c_, source), tensor_.strides.w, width_, row + margin_);
@@ -139,63 +165,59 @@ class RowRing {
   }
 
   const Tensor& tensor_;
-  int64_t height_, width_, reach_, margin_, slots_, length_, n_ = 0, c_ = 0, next_ = 0;
+  int64_t height_, width_, reach_, margin_, lead_, ahead_, mask_, length_, n_ = 0, c_ = 0, next_ = 0, end_ = 0;
   Padding padding_;
   Scratch<A> rows_;
 };
 
 // out[i] = init + sum over a, b of taps[a * kw + b] * rows[a][i + b * dilation]. init is a row where
-// one is given. KH and KW are the filter's sides, or 0 where they are known at run time only.
-template <int KH, int KW, class T>
-void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
+// one is given. KH and KW are the filter's sides, or 0 where they are known at run time only. Slack
+// tells that `out` and the row of init may be used up to the next whole vector.
+template <int KH, int KW, bool Slack, class T>
+IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
                 int64_t count, Acc<T> init, const Acc<T>* init_row) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   if constexpr (KH > 0) kh = KH;
   if constexpr (KW > 0) kw = KW;
+  // Copies that stay in registers: for all the compiler knows, `out` could overwrite the originals.
+  Vec<A> weights[KH > 0 ? KH * KW : 1];
+  const A* starts[KH > 0 ? KH * KW : 1];
+  if constexpr (KH > 0)
+    for (int t = 0; t < KH * KW; ++t) {
+      weights[t] = splat(taps[t]);
+      starts[t] = rows[t / KW] + t % KW * dilation;
+    }
   for (int64_t i = 0; i < count; i += lanes) {
     Vec<A> sum;
     if (init_row == nullptr)
       sum = splat(init);
     else
-      sum = i + lanes <= count ? load(init_row + i) : load(init_row + i, count - i);
+      sum = Slack || i + lanes <= count ? load(init_row + i) : load(init_row + i, count - i);
     if constexpr (KH > 0) {
-#pragma GCC unroll 3
-      for (int a = 0; a < KH; ++a)
-#pragma GCC unroll 3
-        for (int b = 0; b < KW; ++b) sum += taps[a * KW + b] * load(rows[a] + i + b * dilation);
+#pragma GCC unroll 9
+      for (int t = 0; t < KH * KW; ++t) sum += weights[t] * load(starts[t] + i);
     } else {
       for (int64_t a = 0; a < kh; ++a)
         for (int64_t b = 0; b < kw; ++b) sum += taps[a * kw + b] * load(rows[a] + i + b * dilation);
     }
-    if (i + lanes <= count)
+    if (Slack || i + lanes <= count)
       store(sum, out + i);
     else
       store(sum, out + i, count - i);
   }
 }
 
-template <class T>
+template <bool Slack, class T>
 void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
                 int64_t count, Acc<T> init, const Acc<T>* init_row) {
   if (kh == 3 && kw == 3)
-    filter_row<3, 3>(out, rows, taps, kh, kw, dilation, count, init, init_row);
+    filter_row<3, 3, Slack>(out, rows, taps, kh, kw, dilation, count, init, init_row);
+  else if (kh == 1 && kw == 3)
+    filter_row<1, 3, Slack>(out, rows, taps, kh, kw, dilation, count, init, init_row);
   else
-    filter_row<0, 0>(out, rows, taps, kh, kw, dilation, count, init, init_row);
+    filter_row<0, 0, Slack>(out, rows, taps, kh, kw, dilation, count, init, init_row);
 }
-
-// Where task `index` stands.
-struct Band {
-  int64_t n, c, begin, end;
-
-  Band(const Tasks& tasks, int64_t index, int64_t channels, int64_t height) {
-    const int64_t unit = index / tasks.bands;
-    n = tasks.channels_last ? unit : unit / channels;
-    c = tasks.channels_last ? 0 : unit % channels;
-    begin = index % tasks.bands * tasks.rows;
-    end = least(begin + tasks.rows, height);
-  }
-};
 
 template <class T>
 void forward_rows(const ForwardCall& call, int64_t begin, int64_t end) {
@@ -206,19 +228,21 @@ void forward_rows(const ForwardCall& call, int64_t begin, int64_t end) {
   Scratch<T> strided_row(s.w);
   Scratch<const A*> rows(s.kh);
   const bool has_bias = call.bias.data != nullptr, bias_varies = has_bias && call.bias.strides.w != 0;
+  const bool bias_by_row = has_bias && (bias_varies || call.bias.strides.h != 0);
   for (int64_t task = begin; task < end; ++task) {
     const Band band(call.tasks, task, s.c, s.h);
     const A* taps = static_cast<const A*>(call.kernel) + (band.n * s.groups + s.group(band.c)) * s.taps();
-    ring.start(band.n, band.c, band.begin);
+    if (has_bias) read_bias_row(call.bias, band.n, band.c, 0, 0, 1, bias_row.get());
+    ring.start(band);
     for (int64_t y = band.begin; y < band.end; ++y) {
       ring.advance_to(y);
       for (int64_t i = 0; i < s.kh; ++i) rows[i] = ring.slot(y + i * s.dilation - s.reach_h());
-      if (has_bias)
+      if (bias_by_row)
         read_bias_row(call.bias, band.n, band.c, y, call.bias.strides.w, bias_varies ? s.w : 1, bias_row.get());
       T* out = at<T>(call.y, band.n, band.c, y);
       T* dense = call.y.strides.w == 1 ? out : strided_row.get();
-      filter_row(dense, rows.get(), taps, s.kh, s.kw, s.dilation, s.w, bias_row[0],
-                 bias_varies ? bias_row.get() : nullptr);
+      filter_row<false>(dense, rows.get(), taps, s.kh, s.kw, s.dilation, s.w, bias_row[0],
+                        bias_varies ? bias_row.get() : nullptr);
       if (dense != out)
         for (int64_t x = 0; x < s.w; ++x) out[x * call.y.strides.w] = dense[x];
     }
@@ -256,12 +280,12 @@ void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, i
   constexpr int64_t lanes = kLanes<A>;
   if constexpr (KH > 0) {
     Vec<A> local[KH * KW] = {};
+    const A* starts[KH * KW];
+    for (int t = 0; t < KH * KW; ++t) starts[t] = rows[t / KW] + t % KW * dilation;
     for (int64_t i = 0; i < count; i += lanes) {
       const Vec<A> grad = load(u + i);
-#pragma GCC unroll 3
-      for (int a = 0; a < KH; ++a)
-#pragma GCC unroll 3
-        for (int b = 0; b < KW; ++b) local[a * KW + b] += grad * load(rows[a] + i + b * dilation);
+#pragma GCC unroll 9
+      for (int t = 0; t < KH * KW; ++t) local[t] += grad * load(starts[t] + i);
     }
     for (int t = 0; t < KH * KW; ++t) sums[t] += local[t];
   } else {
@@ -274,12 +298,22 @@ void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, i
   }
 }
 
+// Move sums from lanes of A to lanes of double, where they can go on without losing digits.
 template <class A>
-void flush(Vec<A>* lanes, int64_t count, double* out) {
+IRNEXT_INLINE void flush(Vec<A>* lanes, int64_t count, WideVec<A>* totals) {
   for (int64_t t = 0; t < count; ++t) {
-    out[t] += sum<A>(lanes[t]);
+    totals[t] += __builtin_convertvector(lanes[t], WideVec<A>);
     lanes[t] = Vec<A>{};
   }
+}
+
+// The sum over the lanes, which are cleared.
+template <class A>
+IRNEXT_INLINE double take_total(WideVec<A>* lanes) {
+  double total = 0;
+  for (int i = 0; i < kLanes<A>; ++i) total += (*lanes)[i];
+  *lanes = WideVec<A>{};
+  return total;
 }
 
 template <class T>
@@ -290,21 +324,30 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
   const bool want_dx = call.dx.data != nullptr, want_taps = call.tap_sums != nullptr;
   RowRing<T> grads(call.grad, s.h, s.w, rh, 2 * rw, Padding::zeros);
   RowRing<T> inputs(call.x, s.h, s.w, want_taps ? rh : 0, want_taps ? rw : 0, s.padding);
-  Scratch<A> extended(wide + kLanes<A>), flipped(taps);
+  const int64_t extended_length = round_up(wide, kLanes<A>);
+  Scratch<A> extended_rows(2 * extended_length), flipped(taps);
   Scratch<const A*> rows(s.kh);
   Scratch<Pair> pairs((2 * rh + 1) * s.kh);
   Scratch<Vec<A>> lanes(taps + 1);  // the last one sums the gradient itself
+  Scratch<WideVec<A>> totals(taps + 1);
   for (int64_t task = begin; task < end; ++task) {
     const Band band(call.tasks, task, s.c, s.h);
     const A* kernel = static_cast<const A*>(call.kernel) + (band.n * s.groups + s.group(band.c)) * taps;
     for (int64_t t = 0; t < taps; ++t) flipped[t] = kernel[taps - 1 - t];
-    double* tap_sums = want_taps ? call.tap_sums + task * taps : nullptr;
-    double* grad_sum = call.grad_sums ? call.grad_sums + task : nullptr;
-    for (int64_t t = 0; want_taps && t < taps; ++t) tap_sums[t] = 0;
-    if (grad_sum) *grad_sum = 0;
+    const bool want_sum = call.grad_sums != nullptr;
+    const auto finish = [&](int64_t y) {
+      A* extended = extended_rows.get() + y % 2 * extended_length;
+      for (int64_t i = 1; i <= rw; ++i) {
+        const int64_t left = source_index(-i, s.w, s.padding);
+        const int64_t right = source_index(s.w - 1 + i, s.w, s.padding);
+        if (left >= 0) extended[rw + left] += extended[rw - i];
+        if (right >= 0) extended[rw + right] += extended[rw + s.w - 1 + i];
+      }
+      narrow_row(extended + rw, s.w, at<T>(call.dx, band.n, band.c, y), call.dx.strides.w);
+    };
     int64_t summed = 0;
-    grads.start(band.n, band.c, band.begin);
-    if (want_taps) inputs.start(band.n, band.c, band.begin);
+    grads.start(band);
+    if (want_taps) inputs.start(band);
     for (int64_t y = band.begin; y < band.end; ++y) {
       grads.advance_to(y);
       const A* u = grads.slot(y) + 2 * rw;
@@ -316,35 +359,33 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
         else
           correlate_row<0, 0>(lanes.get(), u, rows.get(), s.kh, s.kw, s.dilation, s.w);
       }
-      if (grad_sum)
+      if (want_sum)
         for (int64_t i = 0; i < s.w; i += kLanes<A>) lanes[taps] += load(u + i);
       summed += s.w;
       if (summed > kFlush || y + 1 == band.end) {
-        if (want_taps) flush<A>(lanes.get(), taps, tap_sums);
-        if (grad_sum) flush<A>(&lanes[taps], 1, grad_sum);
+        flush<A>(lanes.get(), taps + 1, totals.get());
         summed = 0;
       }
       if (!want_dx) continue;
+      // A row is folded and stored when the next one has been computed: see kAhead.
+      A* extended = extended_rows.get() + y % 2 * extended_length;
       if (is_inner(y, s.h, rh)) {
         for (int64_t i = 0; i < s.kh; ++i) rows[i] = grads.slot(y + i * s.dilation - rh);
-        filter_row(extended.get(), rows.get(), flipped.get(), s.kh, s.kw, s.dilation, wide, A(0), (const A*)nullptr);
+        filter_row<true>(extended, rows.get(), flipped.get(), s.kh, s.kw, s.dilation, wide, A(0), (const A*)nullptr);
       } else {
-        std::memset(extended.get(), 0, wide * sizeof(A));
+        std::memset(extended, 0, wide * sizeof(A));
         const int64_t count = adjoint_pairs(y, s.h, s.kh, s.dilation, s.padding, pairs.get());
         for (int64_t k = 0; k < count; ++k) {
           const A* row = grads.slot(pairs[k].q);
           const A* row_taps = flipped.get() + (s.kh - 1 - pairs[k].i) * s.kw;
-          filter_row<0, 0>(extended.get(), &row, row_taps, 1, s.kw, s.dilation, wide, A(0), extended.get());
+          filter_row<true>(extended, &row, row_taps, 1, s.kw, s.dilation, wide, A(0), (const A*)extended);
         }
       }
-      for (int64_t i = 1; i <= rw; ++i) {
-        const int64_t left = source_index(-i, s.w, s.padding);
-        const int64_t right = source_index(s.w - 1 + i, s.w, s.padding);
-        if (left >= 0) extended[rw + left] += extended[rw - i];
-        if (right >= 0) extended[rw + right] += extended[rw + s.w - 1 + i];
-      }
-      narrow_row(&extended[rw], s.w, at<T>(call.dx, band.n, band.c, y), call.dx.strides.w);
+      if (y > band.begin) finish(y - 1);
     }
+    if (want_dx && band.begin < band.end) finish(band.end - 1);
+    for (int64_t t = 0; want_taps && t < taps; ++t) call.tap_sums[task * taps + t] = take_total<A>(&totals[t]);
+    if (want_sum) call.grad_sums[task] = take_total<A>(&totals[taps]);
   }
 }
 
@@ -610,6 +651,7 @@ void mean_rows(const MeanCall& call, int64_t begin, int64_t end) {
   for (int64_t task = begin; task < end; ++task) {
     const Band band(call.tasks, task, call.c, call.h);
     Vec<A> sums[4] = {};
+    WideVec<A> totals[4] = {};
     double total = 0;
     int64_t summed = 0;
     for (int64_t y = band.begin; y < band.end; ++y) {
@@ -622,11 +664,12 @@ void mean_rows(const MeanCall& call, int64_t begin, int64_t end) {
       }
       for (; x < call.w; ++x) total += double(widen(row[x * call.x.strides.w]));
       summed += call.w;
-      if (summed > kFlush || y + 1 == band.end) {
-        for (int k = 0; k < 4; ++k) flush<A>(sums + k, 1, &total);
+      if (summed > 4 * kFlush || y + 1 == band.end) {
+        flush<A>(sums, 4, totals);
         summed = 0;
       }
     }
+    for (int k = 0; k < 4; ++k) total += take_total<A>(totals + k);
     call.partial[task] = total;
   }
 }

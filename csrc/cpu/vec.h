@@ -49,6 +49,14 @@ using Vec = typename VecOf<A>::type;
 template <class A>
 constexpr int64_t kLanes = kVectorBytes / sizeof(A);
 
+// As many lanes of double.
+template <class A>
+struct WideVecOf {
+  typedef double type __attribute__((vector_size(kLanes<A> * 8)));
+};
+template <class A>
+using WideVec = typename WideVecOf<A>::type;
+
 typedef uint32_t BitVec __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t HalfVec __attribute__((vector_size(kVectorBytes / 2)));
 
@@ -159,19 +167,14 @@ IRNEXT_INLINE Vec<Acc<T>> load(const T* from, int64_t count) {
 }
 template <class T>
 IRNEXT_INLINE void store(const Vec<Acc<T>>& value, T* to, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) narrow(value[i], to + i);
+  T whole[kLanes<Acc<T>>];
+  store(value, whole);
+  for (int64_t i = 0; i < count; ++i) to[i] = whole[i];
 }
 
 template <class A>
 IRNEXT_INLINE Vec<A> splat(A value) {
   return value - Vec<A>{};
-}
-
-template <class A>
-IRNEXT_INLINE double sum(const Vec<A>& value) {
-  double total = 0;
-  for (int i = 0; i < kLanes<A>; ++i) total += double(value[i]);
-  return total;
 }
 
 }  // namespace

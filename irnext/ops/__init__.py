@@ -17,12 +17,14 @@ __all__ = [
     "dynamic_conv2d",
     "local_mean",
     "merge_pyramid",
+    "modulated_filter",
     "pool_pyramid",
     "spatial_mean",
     "use_backend",
 ]
 
 PADDING_MODES = ("reflect", "zeros", "replicate")
+ACTIVATIONS = ("tanh", "sigmoid", "softmax")
 
 
 def _check_plane(x: Tensor) -> None:
@@ -113,6 +115,47 @@ def spatial_mean(x: Tensor) -> Tensor:
     """The mean of every plane of x (N, C, H, W): (N, C) in float32, or float64 for float64."""
     _check_plane(x)
     return implementation("spatial_mean", x)(x)
+
+
+def modulated_filter(
+    logits: Tensor, mean: Tensor, low: Tensor, inner: Tensor, high: Tensor, activation: str = "tanh"
+) -> tuple[Tensor, Tensor]:
+    """The kernel and bias with which one `dynamic_conv2d` is a whole published local attention.
+
+    With A = activation(logits) and the gains l, s, h of a channel: kernel = l (1 + s) A +
+    (1 + h) [centre tap] and bias = -l s m, so that the filter gives l ((1 + s) L - s m) + (1 + h) x.
+
+    Args:
+        logits: (N, G, K * K) in float32 or float64, taps row by row.
+        mean: (N, C), the plane means m; G divides C.
+        low, inner, high: (C), the gains l, s, h (published names lamb_l, inside_all, lamb_h).
+        activation: "tanh", "sigmoid", or "softmax" over the taps.
+
+    Returns:
+        kernel (N, C, K * K) and bias (N, C), all in one type.
+
+    Raises:
+        ValueError: a shape that does not fit, an unknown activation.
+        TypeError: types that differ or are narrower than float32.
+    """
+    if logits.ndim != 3 or mean.ndim != 2 or len(logits) != len(mean):
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and mean {tuple(mean.shape)} must be (N, G, K * K) and (N, C)"
+        )
+    channels = mean.shape[1]
+    if logits.shape[1] < 1 or channels % logits.shape[1]:
+        raise ValueError(f"logits have {logits.shape[1]} groups, which do not divide {channels} channels")
+    for name, gain in (("low", low), ("inner", inner), ("high", high)):
+        if gain.shape != (channels,):
+            raise ValueError(f"{name} has shape {tuple(gain.shape)}: it must be ({channels},)")
+    for name, tensor in (("mean", mean), ("low", low), ("inner", inner), ("high", high)):
+        if tensor.dtype != logits.dtype or tensor.element_size() < 4:
+            raise TypeError(
+                f"{name} is {tensor.dtype} and logits {logits.dtype}: all must be float32 or float64"
+            )
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+    return implementation("modulated_filter", logits)(logits, mean, low, inner, high, activation)
 
 
 def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:

@@ -22,7 +22,7 @@ class BackendStatus(NamedTuple):
         return self.available
 
 
-COMPILED_OPS = ("dynamic_conv2d", "spatial_mean")
+COMPILED_OPS = ("dynamic_conv2d", "spatial_mean", "modulated_filter")
 ALL_OPS = tuple(name for name in registration.SCHEMAS if not name.endswith("_backward"))
 
 

@@ -62,6 +62,52 @@ def spatial_mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), dtype=accumulation_dtype(x.dtype))
 
 
+def _attention(logits: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        return logits.softmax(-1)
+    return logits.tanh() if activation == "tanh" else logits.sigmoid()
+
+
+def modulated_filter(
+    logits: Tensor, mean: Tensor, low: Tensor, inner: Tensor, high: Tensor, activation: str
+) -> tuple[Tensor, Tensor]:
+    """See `irnext.ops.modulated_filter`."""
+    _, groups, taps = logits.shape
+    attention = _attention(logits, activation).repeat_interleave(len(low) // groups, 1)
+    centre = (torch.arange(taps, device=logits.device) == taps // 2).to(logits.dtype)
+    kernel = (low * (1 + inner))[:, None] * attention + (1 + high)[:, None] * centre
+    return kernel, -low * inner * mean
+
+
+def modulated_filter_backward(
+    grad_kernel: Tensor,
+    grad_bias: Tensor,
+    logits: Tensor,
+    mean: Tensor,
+    low: Tensor,
+    inner: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `modulated_filter` for logits, mean, low, inner and high, in their shapes."""
+    _, groups, taps = logits.shape
+    attention = _attention(logits, activation)
+    by_group = grad_kernel.unflatten(1, (groups, -1))
+    response = (attention[:, :, None] * by_group).sum(-1).flatten(1)  # (N, C)
+    offset = mean * grad_bias
+    d = ((low * (1 + inner)).view(groups, -1, 1) * by_group).sum(2)
+    if activation == "softmax":
+        d = attention * (d - (attention * d).sum(-1, keepdim=True))
+    else:
+        d = d * (1 - attention**2 if activation == "tanh" else attention * (1 - attention))
+    return (
+        d,
+        -low * inner * grad_bias,
+        ((1 + inner) * response - inner * offset).sum(0),
+        (low * (response - offset)).sum(0),
+        grad_kernel[..., taps // 2].sum(0),
+    )
+
+
 def _box_sum(x: Tensor, size: int, dim: int) -> Tensor:
     """Sums of `size` neighbours along `dim`, valid positions only, by running sums."""
     total = F.pad(x.movedim(dim, -1).cumsum(-1), (1, 0))

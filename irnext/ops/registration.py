@@ -18,6 +18,10 @@ SCHEMAS = {
     "dynamic_conv2d_backward": "(Tensor grad, Tensor x, Tensor kernel, int dilation, str padding_mode, "
     "bool need_x, bool need_kernel, bool need_sum) -> (Tensor, Tensor, Tensor)",
     "spatial_mean": "(Tensor x) -> Tensor",
+    "modulated_filter": "(Tensor logits, Tensor mean, Tensor low, Tensor inner, Tensor high, "
+    "str activation) -> (Tensor, Tensor)",
+    "modulated_filter_backward": "(Tensor grad_kernel, Tensor grad_bias, Tensor logits, Tensor mean, "
+    "Tensor low, Tensor inner, str activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "local_mean": "(Tensor x, int[2] window) -> Tensor",
     "pool_pyramid": "(Tensor x, int[] rates) -> Tensor[]",
     "merge_pyramid": "(Tensor x, Tensor[] branches) -> Tensor",
@@ -161,6 +165,47 @@ _library.impl("spatial_mean", reference.spatial_mean, "CompositeExplicitAutograd
 torch.library.register_fake("irnext::spatial_mean", _spatial_mean_fake, lib=_library)
 torch.library.register_autograd(
     "irnext::spatial_mean", _spatial_mean_gradient, setup_context=_save_spatial_mean, lib=_library
+)
+
+
+# ---- modulated_filter ----------------------------------------------------------------------------
+
+
+def _modulated_filter_fake(logits, mean, low, inner, high, activation):
+    return logits.new_empty(*mean.shape, logits.shape[2]), mean.new_empty(mean.shape)
+
+
+def _modulated_filter_backward_fake(grad_kernel, grad_bias, logits, mean, low, inner, activation):
+    return (
+        logits.new_empty(logits.shape),
+        mean.new_empty(mean.shape),
+        *(low.new_empty(len(low)) for _ in "lsh"),
+    )
+
+
+def _save_modulated_filter(ctx, inputs, output):
+    logits, mean, low, inner, _, ctx.activation = inputs
+    ctx.save_for_backward(logits, mean, low, inner)
+
+
+def _modulated_filter_gradient(ctx, grad_kernel, grad_bias):
+    # Where the gradient is to be differentiated itself, it is computed by differentiable operators.
+    namespace = reference if torch.is_grad_enabled() else torch.ops.irnext
+    arguments = (grad_kernel, grad_bias, *ctx.saved_tensors, ctx.activation)
+    return *namespace.modulated_filter_backward(*arguments), None
+
+
+_library.impl("modulated_filter", reference.modulated_filter, "CompositeExplicitAutograd")
+_library.impl("modulated_filter_backward", reference.modulated_filter_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("irnext::modulated_filter", _modulated_filter_fake, lib=_library)
+torch.library.register_fake(
+    "irnext::modulated_filter_backward", _modulated_filter_backward_fake, lib=_library
+)
+torch.library.register_autograd(
+    "irnext::modulated_filter",
+    _modulated_filter_gradient,
+    setup_context=_save_modulated_filter,
+    lib=_library,
 )
 
 
