@@ -205,9 +205,10 @@ using irnext::cpu::FilterShape;
 
 FilterShape filter_shape(const stable::Tensor& logits, const stable::Tensor& mean, const stable::Tensor& low,
                          const stable::Tensor& inner, const stable::Tensor& high, const std::string& activation) {
-  STD_TORCH_CHECK(logits.dim() == 3 && mean.dim() == 2 && logits.size(0) == mean.size(0),
-                  "logits must be (N, G, K * K) and mean (N, C)");
-  const int64_t n = logits.size(0), c = mean.size(1), groups = logits.size(1), taps = logits.size(2);
+  STD_TORCH_CHECK(logits.dim() == 4 && mean.dim() == 2 && logits.size(0) == mean.size(0),
+                  "logits must be (N, G, kh, kw) and mean (N, C)");
+  const int64_t n = logits.size(0), c = mean.size(1), groups = logits.size(1);
+  const int64_t taps = logits.size(2) * logits.size(3);
   STD_TORCH_CHECK(groups > 0 && c % groups == 0 && taps > 0, "groups must divide the channels");
   for (const stable::Tensor* gain : {&low, &inner, &high})
     STD_TORCH_CHECK(gain->numel() == c, "low, inner and high must have one value for each of the ", c, " channels");
@@ -235,7 +236,8 @@ std::tuple<stable::Tensor, stable::Tensor> modulated_filter(const stable::Tensor
                                                             const stable::Tensor& low, const stable::Tensor& inner,
                                                             const stable::Tensor& high, std::string activation) {
   const FilterShape s = filter_shape(logits, mean, low, inner, high, activation);
-  stable::Tensor kernel = stable::new_empty(logits, {s.n, s.c, s.taps}), bias = stable::new_empty(mean, {s.n, s.c});
+  stable::Tensor kernel = stable::new_empty(logits, {s.n, s.c, logits.size(2), logits.size(3)});
+  stable::Tensor bias = stable::new_empty(mean, {s.n, s.c});
   const stable::Tensor inputs[] = {stable::contiguous(logits), stable::contiguous(mean), stable::contiguous(low),
                                    stable::contiguous(inner), stable::contiguous(high)};
   by_accumulator(logits, [&](auto number) {
@@ -258,7 +260,7 @@ std::tuple<stable::Tensor, stable::Tensor, stable::Tensor, stable::Tensor, stabl
   const stable::Tensor inputs[] = {stable::contiguous(grad_kernel), stable::contiguous(grad_bias),
                                    stable::contiguous(logits),      stable::contiguous(mean),
                                    stable::contiguous(low),         stable::contiguous(inner)};
-  stable::Tensor dlogits = stable::new_empty(logits, {s.n, s.groups, s.taps});
+  stable::Tensor dlogits = stable::new_empty(logits, {s.n, s.groups, logits.size(2), logits.size(3)});
   stable::Tensor dmean = stable::new_empty(mean, {s.n, s.c});
   stable::Tensor dlow = stable::new_empty(mean, {s.c}), dinner = stable::new_empty(mean, {s.c});
   stable::Tensor dhigh = stable::new_empty(mean, {s.c});

@@ -42,6 +42,14 @@ class Conv(nn.Conv2d):
         return ops.conv2d_bias_act(x, self.weight, self.bias, self.activation, residual)
 
 
+class LogitNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes (N, C) as well: planes of one pixel need no further dimensions."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.ndim not in (2, 4):
+            raise ValueError(f"expected (N, C) or (N, C, H, W), got {tuple(x.shape)}")
+
+
 class LocalAttention(PublishedNames):
     """Local attention with filter modulation (LAM, Fig. 3e): a filter predicted from the picture.
 
@@ -105,7 +113,7 @@ class LocalAttention(PublishedNames):
             self.high_pass_weight = nn.Parameter(torch.ones(channels))  # w, Eq. 6
         taps = kernel_size**2
         self.project = nn.Conv2d(channels, groups * taps, 1, bias=False)
-        self.norm = nn.BatchNorm2d(groups * taps)
+        self.norm = LogitNorm(groups * taps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments) -> None:
         if self.low_pass == "exact" and prefix + "lamb_l" in state_dict:
@@ -120,38 +128,37 @@ class LocalAttention(PublishedNames):
         with torch.autocast(z.device.type, enabled=False):
             mean = ops.spatial_mean(z)
             kernel, bias = self.predict(mean, z)
-        kernel = kernel.unflatten(-1, (self.kernel_size, self.kernel_size))
         return ops.dynamic_conv2d(z, kernel, bias)
 
     def logits(self, mean: Tensor) -> Tensor:
-        """BN(W m): (N, G, K * K) from the plane means (N, C); Eq. 3 before its activation."""
+        """BN(W m): (N, G, K, K) from the plane means (N, C); Eq. 3 before its activation."""
         weight = self.project.weight.flatten(1)
-        logits = self.norm(F.linear(mean.to(weight.dtype), weight)[..., None, None])
-        return logits.view(len(mean), self.groups, self.kernel_size**2).to(mean.dtype)
+        logits = self.norm(F.linear(mean.to(weight.dtype), weight)).to(mean.dtype)
+        return logits.view(len(mean), self.groups, self.kernel_size, self.kernel_size)
 
     def predict(self, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The filter, (N, C, K * K) or (N, G, K * K), and the bias that give y in one `dynamic_conv2d`."""
+        """The filter, (N, C, K, K) or (N, G, K, K), and the bias that give y in one `dynamic_conv2d`."""
         logits = self.logits(mean)
         if self.low_pass in ("global", "local"):
             gains = (self.low_gain, self.inner_gain, self.high_gain)
-            low, inner, high = (gain.to(mean.dtype).flatten() for gain in gains)
+            low, inner, high = (gain.to(mean.dtype) for gain in gains)
             kernel, bias = ops.modulated_filter(logits, mean, low, inner, high, self.activation)
             if self.low_pass == "local":
                 window = self.window or local_window(*z.shape[2:])
-                bias = ((-low * inner)[:, None, None] * ops.local_mean(z, window)).to(z.dtype)
+                bias = (-low[:, None, None] * inner * ops.local_mean(z, window)).to(z.dtype)
             return kernel, bias
         if self.activation == "softmax":
-            attention = logits.softmax(-1)
+            attention = logits.flatten(2).softmax(-1).view_as(logits)
         else:
             attention = logits.tanh() if self.activation == "tanh" else logits.sigmoid()
-        taps = self.kernel_size**2
-        centre = (torch.arange(taps, device=z.device) == taps // 2).to(mean.dtype)
+        centre = torch.zeros_like(logits[:1, :1])
+        centre[..., self.kernel_size // 2, self.kernel_size // 2] = 1
         if self.low_pass is None:
             return attention + centre, None
-        low = attention.mean(-1, keepdim=True)[:, :, None]
-        weight = self.high_pass_weight.to(mean.dtype).view(self.groups, -1, 1)
-        kernel = low + weight * (attention[:, :, None] - low) + centre
-        return kernel.flatten(1, 2), None
+        attention = attention.repeat_interleave(self.channels // self.groups, 1)
+        low = attention.mean((2, 3), keepdim=True)
+        weight = self.high_pass_weight.to(mean.dtype)[:, None, None]
+        return low + weight * (attention - low) + centre, None
 
     def extra_repr(self) -> str:
         return (

@@ -64,7 +64,7 @@ IRNEXT_INLINE T* at(const Tensor& tensor, int64_t n, int64_t c, int64_t h) {
 }
 
 template <class T>
-void widen_row(const T* from, int64_t stride, int64_t count, Acc<T>* to) {
+IRNEXT_INLINE void widen_row(const T* from, int64_t stride, int64_t count, Acc<T>* to) {
   constexpr int64_t lanes = kLanes<Acc<T>>;
   int64_t i = 0;
   if (stride == 1)
@@ -73,7 +73,7 @@ void widen_row(const T* from, int64_t stride, int64_t count, Acc<T>* to) {
 }
 
 template <class T>
-void narrow_row(const Acc<T>* from, int64_t count, T* to, int64_t stride) {
+IRNEXT_INLINE void narrow_row(const Acc<T>* from, int64_t count, T* to, int64_t stride) {
   constexpr int64_t lanes = kLanes<Acc<T>>;
   int64_t i = 0;
   if (stride == 1)
@@ -112,6 +112,41 @@ struct Band {
 
 // ---- the rows algorithm ----
 
+// Where the border rule takes the `margin` columns on either side of a row from, nearest first; none
+// where they are zero.
+class Margins {
+ public:
+  Margins(int64_t width, int64_t margin, Padding padding)
+      : count_(padding == Padding::zeros ? 0 : margin), width_(width), sources_(2 * count_) {
+    for (int64_t i = 0; i < count_; ++i) {
+      sources_[2 * i] = source_index(-1 - i, width, padding);
+      sources_[2 * i + 1] = source_index(width + i, width, padding);
+    }
+  }
+
+  // Fill the margins of a row whose column 0 is row[0].
+  template <class A>
+  IRNEXT_INLINE void extend(A* row) {
+    for (int64_t i = 0; i < count_; ++i) {
+      row[-1 - i] = row[sources_[2 * i]];
+      row[width_ + i] = row[sources_[2 * i + 1]];
+    }
+  }
+
+  // The adjoint: add the margins to where they came from.
+  template <class A>
+  IRNEXT_INLINE void fold(A* row) {
+    for (int64_t i = 0; i < count_; ++i) {
+      row[sources_[2 * i]] += row[-1 - i];
+      row[sources_[2 * i + 1]] += row[width_ + i];
+    }
+  }
+
+ private:
+  int64_t count_, width_;
+  Scratch<int64_t> sources_;
+};
+
 // The last rows of one extended plane, widened and padded by `margin` columns on either side. The
 // plane is extended by `reach` rows above and below; rows outside it are zero.
 template <class T>
@@ -130,11 +165,11 @@ class RowRing {
         mask_(power_of_two_at_least(2 * reach + 1 + ahead_) - 1),
         length_(round_up(lead_ + width + margin + kLanes<A>, kLanes<A>)),
         padding_(padding),
+        margins_(width, margin, padding),
         rows_((mask_ + 1) * length_) {}
 
   void start(const Band& band) {
-    n_ = band.n;
-    c_ = band.c;
+    plane_ = at<T>(tensor_, band.n, band.c, 0);
     next_ = band.begin - reach_;
     end_ = band.end + reach_;
   }
@@ -150,23 +185,20 @@ class RowRing {
   A* slot(int64_t y) { return rows_.get() + ((y + reach_) & mask_) * length_ + lead_ - margin_; }
 
  private:
-  void fill(A* row, int64_t source) {
-    if (source < 0 || source >= height_) {
+  IRNEXT_INLINE void fill(A* row, int64_t source) {
+    if (source < 0) {
       std::memset(row, 0, (width_ + 2 * margin_) * sizeof(A));
       return;
     }
-    widen_row(at<T>(tensor_, n_, c_, source), tensor_.strides.w, width_, row + margin_);
-    for (int64_t i = 1; i <= margin_; ++i) {
-      const int64_t left = source_index(-i, width_, padding_);
-      const int64_t right = source_index(width_ - 1 + i, width_, padding_);
-      row[margin_ - i] = left < 0 ? A(0) : row[margin_ + left];
-      row[margin_ + width_ - 1 + i] = right < 0 ? A(0) : row[margin_ + right];
-    }
+    widen_row(plane_ + source * tensor_.strides.h, tensor_.strides.w, width_, row + margin_);
+    margins_.extend(row + margin_);
   }
 
-  const Tensor& tensor_;
-  int64_t height_, width_, reach_, margin_, lead_, ahead_, mask_, length_, n_ = 0, c_ = 0, next_ = 0, end_ = 0;
+  const Tensor tensor_;
+  const T* plane_ = nullptr;
+  int64_t height_, width_, reach_, margin_, lead_, ahead_, mask_, length_, next_ = 0, end_ = 0;
   Padding padding_;
+  Margins margins_;
   Scratch<A> rows_;
 };
 
@@ -209,12 +241,10 @@ IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* t
 }
 
 template <bool Slack, class T>
-void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
+IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
                 int64_t count, Acc<T> init, const Acc<T>* init_row) {
   if (kh == 3 && kw == 3)
     filter_row<3, 3, Slack>(out, rows, taps, kh, kw, dilation, count, init, init_row);
-  else if (kh == 1 && kw == 3)
-    filter_row<1, 3, Slack>(out, rows, taps, kh, kw, dilation, count, init, init_row);
   else
     filter_row<0, 0, Slack>(out, rows, taps, kh, kw, dilation, count, init, init_row);
 }
@@ -249,33 +279,12 @@ void forward_rows(const ForwardCall& call, int64_t begin, int64_t end) {
   }
 }
 
-// Element q of the plane met tap i for the result at a position that the border rule maps to p.
-struct Pair {
-  int64_t q, i;
-};
-
-// All pairs that contribute to the gradient at p, along one dimension; at most `(2 reach + 1) * k`.
-int64_t adjoint_pairs(int64_t p, int64_t size, int64_t k, int64_t dilation, Padding padding, Pair* out) {
-  const int64_t reach = k / 2 * dilation;
-  int64_t count = 0;
-  for (int64_t s = -reach; s < size + reach; ++s) {
-    if (s == 0) s = p;  // within the plane only p itself shows p
-    if (s > p && s < size) s = size;
-    if (s >= size + reach || source_index(s, size, padding) != p) continue;
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t q = s - i * dilation + reach;
-      if (q >= 0 && q < size) out[count++] = {q, i};
-    }
-  }
-  return count;
-}
-
 // Whether p gets one contribution from every tap and none through the border.
 IRNEXT_INLINE bool is_inner(int64_t p, int64_t size, int64_t reach) { return p > reach && p < size - 1 - reach; }
 
 // lanes[a * kw + b] += u[i] * rows[a][i + b * dilation], summed over i; u is zero past `count`.
 template <int KH, int KW, class A>
-void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, int64_t kw, int64_t dilation,
+IRNEXT_INLINE void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, int64_t kw, int64_t dilation,
                    int64_t count) {
   constexpr int64_t lanes = kLanes<A>;
   if constexpr (KH > 0) {
@@ -325,9 +334,10 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
   RowRing<T> grads(call.grad, s.h, s.w, rh, 2 * rw, Padding::zeros);
   RowRing<T> inputs(call.x, s.h, s.w, want_taps ? rh : 0, want_taps ? rw : 0, s.padding);
   const int64_t extended_length = round_up(wide, kLanes<A>);
+  Margins margins(s.w, rw, s.padding);
   Scratch<A> extended_rows(2 * extended_length), flipped(taps);
   Scratch<const A*> rows(s.kh);
-  Scratch<Pair> pairs((2 * rh + 1) * s.kh);
+  Scratch<A> nothing(extended_length + 2 * rw + kLanes<A>);  // a row outside the plane
   Scratch<Vec<A>> lanes(taps + 1);  // the last one sums the gradient itself
   Scratch<WideVec<A>> totals(taps + 1);
   for (int64_t task = begin; task < end; ++task) {
@@ -337,12 +347,7 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
     const bool want_sum = call.grad_sums != nullptr;
     const auto finish = [&](int64_t y) {
       A* extended = extended_rows.get() + y % 2 * extended_length;
-      for (int64_t i = 1; i <= rw; ++i) {
-        const int64_t left = source_index(-i, s.w, s.padding);
-        const int64_t right = source_index(s.w - 1 + i, s.w, s.padding);
-        if (left >= 0) extended[rw + left] += extended[rw - i];
-        if (right >= 0) extended[rw + right] += extended[rw + s.w - 1 + i];
-      }
+      margins.fold(extended + rw);
       narrow_row(extended + rw, s.w, at<T>(call.dx, band.n, band.c, y), call.dx.strides.w);
     };
     int64_t summed = 0;
@@ -369,17 +374,16 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
       if (!want_dx) continue;
       // A row is folded and stored when the next one has been computed: see kAhead.
       A* extended = extended_rows.get() + y % 2 * extended_length;
-      if (is_inner(y, s.h, rh)) {
-        for (int64_t i = 0; i < s.kh; ++i) rows[i] = grads.slot(y + i * s.dilation - rh);
-        filter_row<true>(extended, rows.get(), flipped.get(), s.kh, s.kw, s.dilation, wide, A(0), (const A*)nullptr);
-      } else {
-        std::memset(extended, 0, wide * sizeof(A));
-        const int64_t count = adjoint_pairs(y, s.h, s.kh, s.dilation, s.padding, pairs.get());
-        for (int64_t k = 0; k < count; ++k) {
-          const A* row = grads.slot(pairs[k].q);
-          const A* row_taps = flipped.get() + (s.kh - 1 - pairs[k].i) * s.kw;
-          filter_row<true>(extended, &row, row_taps, 1, s.kw, s.dilation, wide, A(0), (const A*)extended);
+      for (int64_t i = 0; i < s.kh; ++i) rows[i] = grads.slot(y + i * s.dilation - rh);
+      filter_row<true>(extended, rows.get(), flipped.get(), s.kh, s.kw, s.dilation, wide, A(0), (const A*)nullptr);
+      for (int64_t margin = 0; margin < 2 * rh && !is_inner(y, s.h, rh); ++margin) {
+        const int64_t shown = margin < rh ? margin - rh : s.h + margin - rh;  // a row of the margins
+        if (source_index(shown, s.h, s.padding) != y) continue;
+        for (int64_t i = 0; i < s.kh; ++i) {
+          const int64_t q = shown + i * s.dilation - rh;
+          rows[i] = q >= 0 && q < s.h ? grads.slot(q) : nothing.get();
         }
+        filter_row<true>(extended, rows.get(), flipped.get(), s.kh, s.kw, s.dilation, wide, A(0), (const A*)extended);
       }
       if (y > band.begin) finish(y - 1);
     }
@@ -409,6 +413,27 @@ IRNEXT_INLINE void store_block(const Vec<Acc<T>>& value, T* to, int64_t count) {
     store(value, to);
   else
     store(value, to, count);
+}
+
+// Element q of the plane met tap i for the result at a position that the border rule maps to p.
+struct Pair {
+  int64_t q, i;
+};
+
+// All pairs that contribute to the gradient at p, along one dimension; at most `(2 reach + 1) * k`.
+int64_t adjoint_pairs(int64_t p, int64_t size, int64_t k, int64_t dilation, Padding padding, Pair* out) {
+  const int64_t reach = k / 2 * dilation;
+  int64_t count = 0;
+  for (int64_t s = -reach; s < size + reach; ++s) {
+    if (s == 0) s = p;  // within the plane only p itself shows p
+    if (s > p && s < size) s = size;
+    if (s >= size + reach || source_index(s, size, padding) != p) continue;
+    for (int64_t i = 0; i < k; ++i) {
+      const int64_t q = s - i * dilation + reach;
+      if (q >= 0 && q < size) out[count++] = {q, i};
+    }
+  }
+  return count;
 }
 
 // One sample's kernels as (taps, padded channels), flipped for the gradient.

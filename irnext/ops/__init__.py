@@ -126,28 +126,28 @@ def modulated_filter(
     (1 + h) [centre tap] and bias = -l s m, so that the filter gives l ((1 + s) L - s m) + (1 + h) x.
 
     Args:
-        logits: (N, G, K * K) in float32 or float64, taps row by row.
+        logits: (N, G, kh, kw) in float32 or float64.
         mean: (N, C), the plane means m; G divides C.
-        low, inner, high: (C), the gains l, s, h (published names lamb_l, inside_all, lamb_h).
+        low, inner, high: C numbers each, the gains l, s, h (published lamb_l, inside_all, lamb_h).
         activation: "tanh", "sigmoid", or "softmax" over the taps.
 
     Returns:
-        kernel (N, C, K * K) and bias (N, C), all in one type.
+        kernel (N, C, kh, kw) and bias (N, C), all in one type.
 
     Raises:
         ValueError: a shape that does not fit, an unknown activation.
         TypeError: types that differ or are narrower than float32.
     """
-    if logits.ndim != 3 or mean.ndim != 2 or len(logits) != len(mean):
+    if logits.ndim != 4 or mean.ndim != 2 or len(logits) != len(mean):
         raise ValueError(
-            f"logits {tuple(logits.shape)} and mean {tuple(mean.shape)} must be (N, G, K * K) and (N, C)"
+            f"logits {tuple(logits.shape)} and mean {tuple(mean.shape)} must be (N, G, kh, kw) and (N, C)"
         )
     channels = mean.shape[1]
     if logits.shape[1] < 1 or channels % logits.shape[1]:
         raise ValueError(f"logits have {logits.shape[1]} groups, which do not divide {channels} channels")
     for name, gain in (("low", low), ("inner", inner), ("high", high)):
-        if gain.shape != (channels,):
-            raise ValueError(f"{name} has shape {tuple(gain.shape)}: it must be ({channels},)")
+        if gain.numel() != channels:
+            raise ValueError(f"{name} has shape {tuple(gain.shape)}: it must hold {channels} numbers")
     for name, tensor in (("mean", mean), ("low", low), ("inner", inner), ("high", high)):
         if tensor.dtype != logits.dtype or tensor.element_size() < 4:
             raise TypeError(

@@ -23,6 +23,7 @@ class BackendStatus(NamedTuple):
 
 
 COMPILED_OPS = ("dynamic_conv2d", "spatial_mean", "modulated_filter")
+OPERATORS = {name: getattr(torch.ops.irnext, name).default for name in registration.SCHEMAS}
 ALL_OPS = tuple(name for name in registration.SCHEMAS if not name.endswith("_backward"))
 
 
@@ -101,7 +102,7 @@ def implementation(op: str, x: torch.Tensor) -> Callable:
     """The function that serves `op` on `x`'s device."""
     compiled = op in COMPILED_OPS
     if _counting:
-        return getattr(torch.ops.irnext, op)
+        return OPERATORS[op]
     if _requested == AUTO:
         usable = compiled and _cpu_available and x.device.type == "cpu"
     elif _requested == "cpu":
@@ -115,4 +116,4 @@ def implementation(op: str, x: torch.Tensor) -> Callable:
     else:
         _require(_requested)
         usable = False
-    return getattr(torch.ops.irnext if usable else reference, op)
+    return OPERATORS[op] if usable else getattr(reference, op)

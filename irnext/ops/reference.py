@@ -64,7 +64,7 @@ def spatial_mean(x: Tensor) -> Tensor:
 
 def _attention(logits: Tensor, activation: str) -> Tensor:
     if activation == "softmax":
-        return logits.softmax(-1)
+        return logits.flatten(2).softmax(-1).view_as(logits)
     return logits.tanh() if activation == "tanh" else logits.sigmoid()
 
 
@@ -72,10 +72,12 @@ def modulated_filter(
     logits: Tensor, mean: Tensor, low: Tensor, inner: Tensor, high: Tensor, activation: str
 ) -> tuple[Tensor, Tensor]:
     """See `irnext.ops.modulated_filter`."""
-    _, groups, taps = logits.shape
+    low, inner, high = low.flatten(), inner.flatten(), high.flatten()
+    _, groups, rows, columns = logits.shape
     attention = _attention(logits, activation).repeat_interleave(len(low) // groups, 1)
-    centre = (torch.arange(taps, device=logits.device) == taps // 2).to(logits.dtype)
-    kernel = (low * (1 + inner))[:, None] * attention + (1 + high)[:, None] * centre
+    centre = torch.zeros_like(logits[0, 0])
+    centre[rows // 2, columns // 2] = 1
+    kernel = (low * (1 + inner))[:, None, None] * attention + (1 + high)[:, None, None] * centre
     return kernel, -low * inner * mean
 
 
@@ -88,23 +90,24 @@ def modulated_filter_backward(
     inner: Tensor,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `modulated_filter` for logits, mean, low, inner and high, in their shapes."""
-    _, groups, taps = logits.shape
+    """Gradients of `modulated_filter` for logits and mean, in their shapes, and low, inner, high: (C)."""
+    n, groups, rows, columns = logits.shape
+    flat_low, flat_inner = low.flatten(), inner.flatten()
     attention = _attention(logits, activation)
-    by_group = grad_kernel.unflatten(1, (groups, -1))
-    response = (attention[:, :, None] * by_group).sum(-1).flatten(1)  # (N, C)
+    by_group = grad_kernel.reshape(n, groups, -1, rows, columns)
+    response = (attention[:, :, None] * by_group).sum((-2, -1)).flatten(1)  # (N, C)
     offset = mean * grad_bias
-    d = ((low * (1 + inner)).view(groups, -1, 1) * by_group).sum(2)
+    d = ((flat_low * (1 + flat_inner)).view(groups, -1, 1, 1) * by_group).sum(2)
     if activation == "softmax":
-        d = attention * (d - (attention * d).sum(-1, keepdim=True))
+        d = attention * (d - (attention * d).sum((-2, -1), keepdim=True))
     else:
         d = d * (1 - attention**2 if activation == "tanh" else attention * (1 - attention))
     return (
         d,
-        -low * inner * grad_bias,
-        ((1 + inner) * response - inner * offset).sum(0),
-        (low * (response - offset)).sum(0),
-        grad_kernel[..., taps // 2].sum(0),
+        -flat_low * flat_inner * grad_bias,
+        ((1 + flat_inner) * response - flat_inner * offset).sum(0),
+        (flat_low * (response - offset)).sum(0),
+        grad_kernel[..., rows // 2, columns // 2].sum(0),
     )
 
 

@@ -83,7 +83,7 @@ def _dynamic_conv2d_gradient(ctx, grad):
     need_sum = need_bias and len(ctx.bias[0]) == 2
     dx = dkernel = dbias = None
     if need_x or need_kernel or need_sum:
-        dx, dkernel, dbias = torch.ops.irnext.dynamic_conv2d_backward(
+        dx, dkernel, dbias = torch.ops.irnext.dynamic_conv2d_backward.default(
             grad, x, kernel, ctx.dilation, ctx.padding_mode, need_x, need_kernel, need_sum
         )
     if need_bias:
@@ -113,16 +113,16 @@ def _dynamic_conv2d_double_gradient(ctx, grad_dx, grad_dkernel, grad_sum):
     if need_u:
         terms = []
         if v is not None:
-            terms.append(torch.ops.irnext.dynamic_conv2d(v, kernel, None, *shape))
+            terms.append(torch.ops.irnext.dynamic_conv2d.default(v, kernel, None, *shape))
         if w is not None:
-            terms.append(torch.ops.irnext.dynamic_conv2d(x, w, None, *shape))
+            terms.append(torch.ops.irnext.dynamic_conv2d.default(x, w, None, *shape))
         if bias is not None:
             terms.append(bias.to(u.dtype)[..., None, None].expand(u.shape))
         du = sum(terms)
     if need_x and w is not None:
-        dx = torch.ops.irnext.dynamic_conv2d_backward(u, x, w, *shape, True, False, False)[0]
+        dx = torch.ops.irnext.dynamic_conv2d_backward.default(u, x, w, *shape, True, False, False)[0]
     if need_kernel and v is not None:
-        dk = torch.ops.irnext.dynamic_conv2d_backward(u, v, kernel, *shape, False, True, False)[1]
+        dk = torch.ops.irnext.dynamic_conv2d_backward.default(u, v, kernel, *shape, False, True, False)[1]
     return du, dx, dk, None, None, None, None, None
 
 
@@ -157,8 +157,8 @@ def _save_spatial_mean(ctx, inputs, output):
 
 
 def _spatial_mean_gradient(ctx, grad):
-    height, width = ctx.shape[2:]
-    return (grad / (height * width)).to(ctx.dtype)[..., None, None].expand(ctx.shape)
+    n, c, height, width = ctx.shape
+    return (grad * (1 / (height * width))).to(ctx.dtype).view(n, c, 1, 1).expand(ctx.shape)
 
 
 _library.impl("spatial_mean", reference.spatial_mean, "CompositeExplicitAutograd")
@@ -172,27 +172,30 @@ torch.library.register_autograd(
 
 
 def _modulated_filter_fake(logits, mean, low, inner, high, activation):
-    return logits.new_empty(*mean.shape, logits.shape[2]), mean.new_empty(mean.shape)
+    return logits.new_empty(*mean.shape, *logits.shape[2:]), mean.new_empty(mean.shape)
 
 
 def _modulated_filter_backward_fake(grad_kernel, grad_bias, logits, mean, low, inner, activation):
     return (
         logits.new_empty(logits.shape),
         mean.new_empty(mean.shape),
-        *(low.new_empty(len(low)) for _ in "lsh"),
+        *(low.new_empty(low.numel()) for _ in "lsh"),
     )
 
 
 def _save_modulated_filter(ctx, inputs, output):
-    logits, mean, low, inner, _, ctx.activation = inputs
+    logits, mean, low, inner, high, ctx.activation = inputs
+    ctx.gain_shapes = low.shape, inner.shape, high.shape
     ctx.save_for_backward(logits, mean, low, inner)
 
 
 def _modulated_filter_gradient(ctx, grad_kernel, grad_bias):
     # Where the gradient is to be differentiated itself, it is computed by differentiable operators.
-    namespace = reference if torch.is_grad_enabled() else torch.ops.irnext
-    arguments = (grad_kernel, grad_bias, *ctx.saved_tensors, ctx.activation)
-    return *namespace.modulated_filter_backward(*arguments), None
+    fused = torch.ops.irnext.modulated_filter_backward.default
+    backward = reference.modulated_filter_backward if torch.is_grad_enabled() else fused
+    dlogits, dmean, *gains = backward(grad_kernel, grad_bias, *ctx.saved_tensors, ctx.activation)
+    gains = [gain.view(shape) for gain, shape in zip(gains, ctx.gain_shapes, strict=True)]
+    return dlogits, dmean, *gains, None
 
 
 _library.impl("modulated_filter", reference.modulated_filter, "CompositeExplicitAutograd")
