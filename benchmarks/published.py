@@ -139,7 +139,6 @@ class PublishedIRNeXt(IRNeXt):
     replacements: ClassVar = {
         Conv: PublishedConv,
         LocalAttention: UnfoldAttention,
-        nn.BatchNorm1d: nn.BatchNorm2d,
         MultiScaleModule: PublishedMultiScaleModule,
         ResidualBlock: PublishedResidualBlock,
     }

@@ -69,7 +69,7 @@ def check_backend() -> None:
         use_backend(backend)
 
 
-def demo(output: Output = Path("irnext-demo"), seconds: float = 60, seed: int = 0) -> None:
+def demo(output: Output = Path("irnext-demo"), seconds: float = 150, seed: int = 0) -> None:
     """See a degraded photograph restored: trains a small model on other photographs first.
 
     Args:

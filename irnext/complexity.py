@@ -135,7 +135,12 @@ _FORMULAS: dict[Callable, tuple[str, ...]] = {
         *(f"aten::{name}" for name in ("hardswish", "hardsigmoid", "_log_softmax")),
         "irnext::merge_pyramid",
     ),
-    _per_input_element: ("aten::avg_pool2d", "aten::_adaptive_avg_pool2d", "irnext::spatial_mean"),
+    _per_input_element: (
+        "aten::avg_pool2d",
+        "aten::_adaptive_avg_pool2d",
+        "irnext::spatial_mean",
+        "irnext::modulated_filter",  # the activation of its logits
+    ),
     _normalisation: (
         "aten::native_batch_norm",
         "aten::_native_batch_norm_legit",
@@ -169,7 +174,7 @@ class CostCounter(TorchDispatchMode):
         if formula is not None:
             self.total += formula(_positional(func, args, kwargs or {}), output)
         elif not name.startswith(("aten::", "prim::", "prims::")):
-            raise NotImplementedError(
+            raise ValueError(
                 f"no formula for the operator {name}: add one to irnext.complexity.FORMULAS"
             )
         return output
@@ -211,7 +216,7 @@ def measure(model: nn.Module, size: tuple[int, int] = (256, 256)) -> Complexity:
 
     Raises:
         ValueError: `size` is not two positive sizes; and whatever the model says about it.
-        NotImplementedError: the model calls a custom operator whose cost is not known.
+        ValueError: the model calls a custom operator whose cost is not known.
     """
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size is {tuple(size)}: it must be (height, width) in pixels, at least 1 each")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import (
@@ -20,6 +19,7 @@ from .blocks import (
     check_option,
     local_window,
 )
+from .ops.recompute import gelu, recomputing
 from .published import PublishedNames
 
 
@@ -138,21 +138,26 @@ class IRNeXt(PublishedNames):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         self._check_input(x)
+        with recomputing():
+            outputs = self._restore(x)
+        return [y.contiguous() for y in outputs] if x.is_contiguous() else outputs
+
+    def _restore(self, x: Tensor) -> list[Tensor]:
         half = x[:, :, ::2, ::2]
         quarter = half[:, :, ::2, ::2]
 
         skip1 = self.encoder[0](self.stem(x))
-        z = F.gelu(self.downs[0](skip1))
+        z = gelu(self.downs[0](skip1))
         skip2 = self.encoder[1](self.fuse_half(torch.cat((z, self.features_half(half)), 1)))
-        z = F.gelu(self.downs[1](skip2))
+        z = gelu(self.downs[1](skip2))
         z = self.encoder[2](self.fuse_quarter(torch.cat((z, self.features_quarter(quarter)), 1)))
 
         z = self.decoder[0](z)
         restored_quarter = self.side_heads[0](z, residual=quarter)
-        z = self.skips[0](torch.cat((F.gelu(self.ups[0](z)), skip2), 1))
+        z = self.skips[0](torch.cat((gelu(self.ups[0](z)), skip2), 1))
         z = self.decoder[1](z)
         restored_half = self.side_heads[1](z, residual=half)
-        z = self.skips[1](torch.cat((F.gelu(self.ups[1](z)), skip1), 1))
+        z = self.skips[1](torch.cat((gelu(self.ups[1](z)), skip1), 1))
         return [restored_quarter, restored_half, self.head(self.decoder[2](z), residual=x)]
 
     def _check_input(self, x: Tensor) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .recompute import gelu
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type sums are taken in: float64 for float64, float32 for all others."""
@@ -137,7 +139,7 @@ def merge_pyramid(x: Tensor, branches: list[Tensor]) -> Tensor:
     for branch in branches:
         branch = branch.to(total.dtype)
         total = total + F.interpolate(branch, x.shape[2:], mode="bilinear", align_corners=True)
-    return F.gelu(total).to(x.dtype)
+    return gelu(total).to(x.dtype)
 
 
 def conv2d_bias_act(
@@ -150,5 +152,5 @@ def conv2d_bias_act(
     """See `irnext.ops.conv2d_bias_act`."""
     y = F.conv2d(x, weight, bias, padding=[weight.shape[2] // 2, weight.shape[3] // 2])
     if activation == "gelu":
-        y = F.gelu(y)
+        y = gelu(y)
     return y if residual is None else y + residual
