@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .ops.backends import registered_operators
+from .ops.dispatch import registered_operators
 
 
 class Complexity(NamedTuple):

@@ -25,6 +25,7 @@ using namespace irnext::cpu;
 // Short rows are widened several at a time: reading a row just written, at another offset, would wait
 // until its stores have left the processor.
 constexpr int64_t kAhead = 1024;
+constexpr int64_t kInPlaceReach = 4;  // columns of a margin that are worth adding one by one
 constexpr int64_t kFlush = 512;  // elements summed in lanes of float before they go to double
 
 IRNEXT_INLINE int64_t round_up(int64_t value, int64_t multiple) {
@@ -282,29 +283,44 @@ void forward_rows(const ForwardCall& call, int64_t begin, int64_t end) {
 // Whether p gets one contribution from every tap and none through the border.
 IRNEXT_INLINE bool is_inner(int64_t p, int64_t size, int64_t reach) { return p > reach && p < size - 1 - reach; }
 
-// lanes[a * kw + b] += u[i] * rows[a][i + b * dilation], summed over i; u is zero past `count`.
-template <int KH, int KW, class A>
-IRNEXT_INLINE void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, int64_t kw, int64_t dilation,
+// sums[a * kw + b] += u[i] * rows[a][i + b * dilation], summed over i; u is zero past `count`.
+template <class A>
+void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, int64_t kw, int64_t dilation,
                    int64_t count) {
   constexpr int64_t lanes = kLanes<A>;
-  if constexpr (KH > 0) {
-    Vec<A> local[KH * KW] = {};
-    const A* starts[KH * KW];
-    for (int t = 0; t < KH * KW; ++t) starts[t] = rows[t / KW] + t % KW * dilation;
-    for (int64_t i = 0; i < count; i += lanes) {
-      const Vec<A> grad = load(u + i);
-#pragma GCC unroll 9
-      for (int t = 0; t < KH * KW; ++t) local[t] += grad * load(starts[t] + i);
+  for (int64_t a = 0; a < kh; ++a)
+    for (int64_t b = 0; b < kw; ++b) {
+      Vec<A> local = {};
+      for (int64_t i = 0; i < count; i += lanes) local += load(u + i) * load(rows[a] + i + b * dilation);
+      sums[a * kw + b] += local;
     }
-    for (int t = 0; t < KH * KW; ++t) sums[t] += local[t];
-  } else {
-    for (int64_t a = 0; a < kh; ++a)
-      for (int64_t b = 0; b < kw; ++b) {
-        Vec<A> local = {};
-        for (int64_t i = 0; i < count; i += lanes) local += load(u + i) * load(rows[a] + i + b * dilation);
-        sums[a * kw + b] += local;
-      }
+}
+
+// The same for a 3x3 filter, straight from the rows of x: it is the gradient that is shifted, whose
+// margins are zero, and the few columns that the border rule shows are added one by one, to `edges`.
+template <class T>
+IRNEXT_INLINE void correlate_row_in_place(Vec<Acc<T>>* sums, double* edges, const Acc<T>* u, const T* const* rows, int64_t dilation,
+                                          int64_t width, Padding padding) {
+  using A = Acc<T>;
+  constexpr int64_t lanes = kLanes<A>;
+  Vec<A> local[9] = {};
+  for (int64_t i = 0; i < width; i += lanes) {
+    const Vec<A> grads[3] = {load(u + i + dilation), load(u + i), load(u + i - dilation)};
+#pragma GCC unroll 3
+    for (int a = 0; a < 3; ++a) {
+      const Vec<A> x = i + lanes <= width ? load(rows[a] + i) : load(rows[a] + i, width - i);
+      for (int b = 0; b < 3; ++b) local[3 * a + b] += grads[b] * x;
+    }
   }
+  for (int64_t i = 0; i < dilation; ++i) {
+    const int64_t left = source_index(i - dilation, width, padding);
+    const int64_t right = source_index(width + i, width, padding);
+    for (int a = 0; a < 3; ++a) {
+      edges[3 * a] += double(u[i] * widen(rows[a][left]));
+      edges[3 * a + 2] += double(u[width - dilation + i] * widen(rows[a][right]));
+    }
+  }
+  for (int t = 0; t < 9; ++t) sums[t] += local[t];
 }
 
 // Move sums from lanes of A to lanes of double, where they can go on without losing digits.
@@ -332,7 +348,10 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
   const int64_t rh = s.reach_h(), rw = s.reach_w(), taps = s.taps(), wide = s.w + 2 * rw;
   const bool want_dx = call.dx.data != nullptr, want_taps = call.tap_sums != nullptr;
   RowRing<T> grads(call.grad, s.h, s.w, rh, 2 * rw, Padding::zeros);
-  RowRing<T> inputs(call.x, s.h, s.w, want_taps ? rh : 0, want_taps ? rw : 0, s.padding);
+  const bool in_place = s.kh == 3 && s.kw == 3 && call.x.strides.w == 1 && rw <= least(s.w - 1, kInPlaceReach) &&
+                        s.padding != Padding::zeros;
+  const bool use_ring = want_taps && !in_place;
+  RowRing<T> inputs(call.x, s.h, s.w, use_ring ? rh : 0, use_ring ? rw : 0, s.padding);
   const int64_t extended_length = round_up(wide, kLanes<A>);
   Margins margins(s.w, rw, s.padding);
   Scratch<A> extended_rows(2 * extended_length), flipped(taps);
@@ -351,18 +370,21 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
       narrow_row(extended + rw, s.w, at<T>(call.dx, band.n, band.c, y), call.dx.strides.w);
     };
     int64_t summed = 0;
+    double edges[9] = {};
     grads.start(band);
-    if (want_taps) inputs.start(band);
+    if (use_ring) inputs.start(band);
     for (int64_t y = band.begin; y < band.end; ++y) {
       grads.advance_to(y);
       const A* u = grads.slot(y) + 2 * rw;
-      if (want_taps) {
+      if (want_taps && in_place) {
+        const T* sources[3];
+        for (int64_t i = 0; i < 3; ++i)
+          sources[i] = at<T>(call.x, band.n, band.c, source_index(y + (i - 1) * s.dilation, s.h, s.padding));
+        correlate_row_in_place(lanes.get(), edges, u, sources, s.dilation, s.w, s.padding);
+      } else if (want_taps) {
         inputs.advance_to(y);
         for (int64_t i = 0; i < s.kh; ++i) rows[i] = inputs.slot(y + i * s.dilation - rh);
-        if (s.kh == 3 && s.kw == 3)
-          correlate_row<3, 3>(lanes.get(), u, rows.get(), 3, 3, s.dilation, s.w);
-        else
-          correlate_row<0, 0>(lanes.get(), u, rows.get(), s.kh, s.kw, s.dilation, s.w);
+        correlate_row(lanes.get(), u, rows.get(), s.kh, s.kw, s.dilation, s.w);
       }
       if (want_sum)
         for (int64_t i = 0; i < s.w; i += kLanes<A>) lanes[taps] += load(u + i);
@@ -388,7 +410,8 @@ void backward_rows(const BackwardCall& call, int64_t begin, int64_t end) {
       if (y > band.begin) finish(y - 1);
     }
     if (want_dx && band.begin < band.end) finish(band.end - 1);
-    for (int64_t t = 0; want_taps && t < taps; ++t) call.tap_sums[task * taps + t] = take_total<A>(&totals[t]);
+    for (int64_t t = 0; want_taps && t < taps; ++t)
+      call.tap_sums[task * taps + t] = take_total<A>(&totals[t]) + (in_place ? edges[t] : 0);
     if (want_sum) call.grad_sums[task] = take_total<A>(&totals[taps]);
   }
 }
@@ -539,6 +562,32 @@ void forward_channels_last(const ForwardCall& call, int64_t begin, int64_t end) 
   }
 }
 
+// Sums of u * shifted x over one row, one whole block of channels, for a 3x3 filter without dilation.
+template <class T>
+__attribute__((noinline)) void correlate_pixels_3x3(const T* u, int64_t u_step, const T* const* rows, int64_t step,
+                                                    int64_t width, Padding padding, Vec<Acc<T>>* sums) {
+  using V = Vec<Acc<T>>;
+  const int64_t before = source_index(-1, width, padding), after = source_index(width, width, padding);
+  const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2];
+  V s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{}, s8{};
+  V left0{}, left1{}, left2{}, middle0 = load(r0), middle1 = load(r1), middle2 = load(r2);
+  if (before >= 0) left0 = load(r0 + before * step), left1 = load(r1 + before * step), left2 = load(r2 + before * step);
+  for (int64_t x = 0; x < width; ++x) {
+    const V grad = load(u + x * u_step);
+    const int64_t column = x + 1 < width ? x + 1 : after;
+    V right0{}, right1{}, right2{};
+    if (column >= 0)
+      right0 = load(r0 + column * step), right1 = load(r1 + column * step), right2 = load(r2 + column * step);
+    s0 += grad * left0, s1 += grad * middle0, s2 += grad * right0;
+    s3 += grad * left1, s4 += grad * middle1, s5 += grad * right1;
+    s6 += grad * left2, s7 += grad * middle2, s8 += grad * right2;
+    left0 = middle0, left1 = middle1, left2 = middle2;
+    middle0 = right0, middle1 = right1, middle2 = right2;
+  }
+  const V all[9] = {s0, s1, s2, s3, s4, s5, s6, s7, s8};
+  for (int t = 0; t < 9; ++t) sums[t] = all[t];
+}
+
 // Sums of u * shifted x over one row, one block of channels: sums[t * stride + lane] +=
 template <class T>
 void correlate_pixels(const DynamicConvShape& s, const T* u, int64_t u_step, const T* const* rows, int64_t step,
@@ -548,27 +597,11 @@ void correlate_pixels(const DynamicConvShape& s, const T* u, int64_t u_step, con
   const auto add = [&](int64_t t, const V& value) {
     for (int64_t lane = 0; lane < count; ++lane) sums[t * stride + c + lane] += double(value[lane]);
   };
-  if (s.kh == 3 && s.kw == 3 && s.dilation == 1 && s.w > 2 && rows[0] && rows[2]) {
-    V sum[9] = {}, left[3], middle[3], right[3];
-    for (int i = 0; i < 3; ++i) {
-      const int64_t outside = source_index(-1, s.w, s.padding);
-      left[i] = outside < 0 ? V{} : load_block(rows[i] + outside * step + c, count);
-      middle[i] = load_block(rows[i] + c, count);
-    }
-    for (int64_t x = 0; x < s.w; ++x) {
-      const V grad = load_block(u + x * u_step + c, count);
-      const int64_t column = source_index(x + 1, s.w, s.padding);
-#pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) {
-        right[i] = column < 0 ? V{} : load_block(rows[i] + column * step + c, count);
-        sum[3 * i] += grad * left[i];
-        sum[3 * i + 1] += grad * middle[i];
-        sum[3 * i + 2] += grad * right[i];
-        left[i] = middle[i];
-        middle[i] = right[i];
-      }
-    }
-    for (int t = 0; t < 9; ++t) add(t, sum[t]);
+  if (s.kh == 3 && s.kw == 3 && s.dilation == 1 && count == kLanes<Acc<T>> && rows[0] && rows[2]) {
+    V found[9];
+    const T* const block[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
+    correlate_pixels_3x3(u + c, u_step, block, step, s.w, s.padding, found);
+    for (int t = 0; t < 9; ++t) add(t, found[t]);
     return;
   }
   for (int64_t i = 0; i < s.kh; ++i)

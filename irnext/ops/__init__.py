@@ -1,6 +1,6 @@
 """The operators of IRNeXt as functions, each served by the backend that can do it best.
 
-`reference` defines them; `backends` chooses; `registration` holds schemas, fakes and
+`reference` defines them; `dispatch` chooses; `registration` holds schemas, fakes and
 gradients. Nothing here knows of a model.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .backends import BackendStatus, backends, implementation, use_backend
+from .dispatch import BackendStatus, backends, implementation, use_backend
 
 __all__ = [
     "BackendStatus",
