@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -73,9 +74,28 @@ void run(void (*kernel)(const Call&, int64_t, int64_t), const Call& call, int64_
   stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
 }
 
+stable::Tensor dense(const stable::Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : stable::contiguous(tensor);
+}
+
 // The small tensors: contiguous, in the type sums are taken in.
 stable::Tensor widened(const stable::Tensor& tensor, ScalarType wide) {
-  return stable::contiguous(tensor.scalar_type() == wide ? tensor : stable::to(tensor, wide));
+  return dense(tensor.scalar_type() == wide ? tensor : stable::to(tensor, wide));
+}
+
+// A contiguous tensor on the CPU, by the quickest way there is: for small results that are made often.
+stable::Tensor small_empty(std::initializer_list<int64_t> sizes, ScalarType type) {
+  int64_t strides[4], stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes.begin()[i], 1);
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.begin(), strides,
+      type == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return stable::Tensor(handle);
 }
 
 ScalarType wide_type(const stable::Tensor& x) {
@@ -123,7 +143,7 @@ void write_number(const stable::Tensor& out, int64_t index, double value) {
 stable::Tensor spatial_mean(const stable::Tensor& x) {
   const irnext::cpu::Tensor input = view(x, "x");
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3);
-  stable::Tensor mean = stable::new_empty(x, {n, c}, wide_type(x));
+  stable::Tensor mean = small_empty({n, c}, wide_type(x));
   const Tasks tasks = cut(n, c, h, w, channels_adjacent(x));
   std::vector<double> partial(tasks.count() * (tasks.channels_last ? c : 1));
   run(irnext::cpu::kernels().spatial_mean, {n, c, h, w, input, partial.data(), tasks}, x.numel());
@@ -180,18 +200,20 @@ std::tuple<stable::Tensor, stable::Tensor, stable::Tensor> dynamic_conv2d_backwa
        need_kernel ? tap_sums.data() : nullptr, need_sum ? grad_sums.data() : nullptr, tasks},
       x.numel());
 
-  stable::Tensor dkernel = stable::new_empty(kernel, {0}), grad_sum = stable::new_empty(x, {0}, wide);
+  stable::Tensor dkernel, grad_sum = small_empty({0}, wide);
   if (need_kernel) {
     std::vector<double> sums(s.n * s.groups * s.taps());
     const int64_t shared = s.c / s.groups;  // planes that share a kernel
     add_partials(tasks, s.n * s.c, s.taps(), tap_sums.data(),
                  [&](int64_t plane, int64_t tap, double total) { sums[plane / shared * s.taps() + tap] += total; });
-    dkernel = stable::new_empty(x, {s.n, s.groups, s.kh, s.kw}, wide);
+    dkernel = small_empty({s.n, s.groups, s.kh, s.kw}, wide);
     for (size_t i = 0; i < sums.size(); ++i) write_number(dkernel, int64_t(i), sums[i]);
     if (kernel.scalar_type() != wide) dkernel = stable::to(dkernel, kernel.scalar_type());
+  } else {
+    dkernel = stable::new_empty(kernel, {0});
   }
   if (need_sum) {
-    grad_sum = stable::new_empty(x, {s.n, s.c}, wide);
+    grad_sum = small_empty({s.n, s.c}, wide);
     add_partials(tasks, s.n * s.c, 1, grad_sums.data(),
                  [&](int64_t plane, int64_t, double total) { write_number(grad_sum, plane, total); });
   }
@@ -236,10 +258,10 @@ std::tuple<stable::Tensor, stable::Tensor> modulated_filter(const stable::Tensor
                                                             const stable::Tensor& low, const stable::Tensor& inner,
                                                             const stable::Tensor& high, std::string activation) {
   const FilterShape s = filter_shape(logits, mean, low, inner, high, activation);
-  stable::Tensor kernel = stable::new_empty(logits, {s.n, s.c, logits.size(2), logits.size(3)});
-  stable::Tensor bias = stable::new_empty(mean, {s.n, s.c});
-  const stable::Tensor inputs[] = {stable::contiguous(logits), stable::contiguous(mean), stable::contiguous(low),
-                                   stable::contiguous(inner), stable::contiguous(high)};
+  stable::Tensor kernel = small_empty({s.n, s.c, logits.size(2), logits.size(3)}, logits.scalar_type());
+  stable::Tensor bias = small_empty({s.n, s.c}, logits.scalar_type());
+  const stable::Tensor inputs[] = {dense(logits), dense(mean), dense(low),
+                                   dense(inner), dense(high)};
   by_accumulator(logits, [&](auto number) {
     using A = decltype(number);
     const auto data = [](const stable::Tensor& tensor) { return static_cast<A*>(tensor.data_ptr()); };
@@ -257,13 +279,13 @@ std::tuple<stable::Tensor, stable::Tensor, stable::Tensor, stable::Tensor, stabl
                       grad_kernel.scalar_type() == logits.scalar_type() &&
                       grad_bias.scalar_type() == logits.scalar_type(),
                   "the gradients must have the shapes and type of kernel and bias");
-  const stable::Tensor inputs[] = {stable::contiguous(grad_kernel), stable::contiguous(grad_bias),
-                                   stable::contiguous(logits),      stable::contiguous(mean),
-                                   stable::contiguous(low),         stable::contiguous(inner)};
-  stable::Tensor dlogits = stable::new_empty(logits, {s.n, s.groups, logits.size(2), logits.size(3)});
-  stable::Tensor dmean = stable::new_empty(mean, {s.n, s.c});
-  stable::Tensor dlow = stable::new_empty(mean, {s.c}), dinner = stable::new_empty(mean, {s.c});
-  stable::Tensor dhigh = stable::new_empty(mean, {s.c});
+  const stable::Tensor inputs[] = {dense(grad_kernel), dense(grad_bias),
+                                   dense(logits),      dense(mean),
+                                   dense(low),         dense(inner)};
+  stable::Tensor dlogits = small_empty({s.n, s.groups, logits.size(2), logits.size(3)}, logits.scalar_type());
+  stable::Tensor dmean = small_empty({s.n, s.c}, logits.scalar_type());
+  stable::Tensor dlow = small_empty({s.c}, logits.scalar_type()), dinner = small_empty({s.c}, logits.scalar_type());
+  stable::Tensor dhigh = small_empty({s.c}, logits.scalar_type());
   by_accumulator(logits, [&](auto number) {
     using A = decltype(number);
     const auto data = [](const stable::Tensor& tensor) { return static_cast<A*>(tensor.data_ptr()); };

@@ -194,7 +194,7 @@ def _modulated_filter_gradient(ctx, grad_kernel, grad_bias):
     fused = torch.ops.irnext.modulated_filter_backward.default
     backward = reference.modulated_filter_backward if torch.is_grad_enabled() else fused
     dlogits, dmean, *gains = backward(grad_kernel, grad_bias, *ctx.saved_tensors, ctx.activation)
-    gains = [gain.view(shape) for gain, shape in zip(gains, ctx.gain_shapes, strict=True)]
+    gains = [g if g.shape == s else g.view(s) for g, s in zip(gains, ctx.gain_shapes, strict=True)]
     return dlogits, dmean, *gains, None
 
 
