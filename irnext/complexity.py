@@ -174,9 +174,7 @@ class CostCounter(TorchDispatchMode):
         if formula is not None:
             self.total += formula(_positional(func, args, kwargs or {}), output)
         elif not name.startswith(("aten::", "prim::", "prims::")):
-            raise ValueError(
-                f"no formula for the operator {name}: add one to irnext.complexity.FORMULAS"
-            )
+            raise ValueError(f"no formula for the operator {name}: add one to irnext.complexity.FORMULAS")
         return output
 
 

@@ -27,7 +27,7 @@ def collect() -> dict:
             "jpeg decoder": jpeg_decoder(),
         },
         "cpu": {
-            "model": _cpu_model(),
+            "processor": _cpu_model(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
         },

@@ -100,9 +100,7 @@ KERNELS = [(3, 3), (1, 5), (5, 1), (5, 5), (1, 1)]
 def test_compiled_dynamic_conv2d_follows_the_definition(instructions, dtype, layout, poisoned):
     torch.manual_seed(0)
     numbers = itertools.count()
-    for (n, c, h, w), (kh, kw), dilation, mode in itertools.product(
-        SHAPES, KERNELS, (1, 3), PADDING_MODES
-    ):
+    for (n, c, h, w), (kh, kw), dilation, mode in itertools.product(SHAPES, KERNELS, (1, 3), PADDING_MODES):
         if mode == "reflect" and (dilation * (kh // 2) >= h or dilation * (kw // 2) >= w):
             continue
         i = next(numbers)
@@ -343,7 +341,11 @@ KERNEL = torch.zeros(2, 4, 3, 3)
         (ValueError, "kernel is on meta but x is on cpu", (X, KERNEL.to("meta"))),
         (ValueError, "dilation is 0", (X, KERNEL, None, 0)),
         (ValueError, "dilation 6.*smaller than the plane, which is 6x7", (X, KERNEL, None, 6)),
-        (ValueError, "unknown padding_mode 'circular': choose one of reflect", (X, KERNEL, None, 1, "circular")),
+        (
+            ValueError,
+            "unknown padding_mode 'circular': choose one of reflect",
+            (X, KERNEL, None, 1, "circular"),
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(error, message, arguments, backend):

@@ -212,7 +212,7 @@ def test_memory_that_runs_out_advises_tiles():
         def forward(self, x):
             return x.new_empty(1 << 60)
 
-    with pytest.raises(MemoryError, match="64x64 pixels.*tiles"):
+    with pytest.raises(MemoryError, match=r"64x64 pixels.*tiles"):
         restore(Huge(), photograph(8, 8))
 
 

@@ -35,9 +35,10 @@ def backends() -> dict[str, BackendStatus]:
     """
     no_gpu = "" if torch.cuda.is_available() else " and PyTorch sees no CUDA device"
     failure = registration.load_failure
+    compiled = failure or f"compiled C++, {torch.ops.irnext.cpu_instructions()} instructions"
     return {
         "reference": BackendStatus(True, "plain PyTorch, on every device", ALL_OPS),
-        "cpu": BackendStatus(failure is None, failure or "compiled C++", COMPILED_OPS),
+        "cpu": BackendStatus(failure is None, compiled, COMPILED_OPS),
         "cuda": BackendStatus(False, f"this release has no CUDA kernels yet{no_gpu}", ()),
         "triton": BackendStatus(False, f"this release has no Triton kernels yet{no_gpu}", ()),
     }
@@ -100,20 +101,13 @@ class registered_operators:
 
 def implementation(op: str, x: torch.Tensor) -> Callable:
     """The function that serves `op` on `x`'s device."""
-    compiled = op in COMPILED_OPS
     if _counting:
         return OPERATORS[op]
-    if _requested == AUTO:
-        usable = compiled and _cpu_available and x.device.type == "cpu"
-    elif _requested == "cpu":
-        if not _cpu_available:
-            _require("cpu")
-        if x.device.type != "cpu":
+    on_cpu = x.device.type == "cpu"
+    if _requested not in (AUTO, "reference"):
+        if _requested != "cpu" or not _cpu_available:
+            _require(_requested)
+        if not on_cpu:
             raise RuntimeError(f"backend 'cpu' cannot serve {op}: x is on {x.device}, not on the CPU")
-        usable = compiled
-    elif _requested == "reference":
-        usable = False
-    else:
-        _require(_requested)
-        usable = False
-    return OPERATORS[op] if usable else getattr(reference, op)
+    compiled = _requested != "reference" and on_cpu and _cpu_available and op in COMPILED_OPS
+    return OPERATORS[op] if compiled else getattr(reference, op)
