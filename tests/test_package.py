@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 import irnext
 
@@ -107,3 +110,15 @@ def test_the_library_needs_only_stable_symbols():
     assert of_torch
     assert all(name.startswith(("aoti_torch_", "torch_")) for name in of_torch), of_torch
     assert not any(name.startswith(("Py", "_Py")) for name in names), "the library must not need Python"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves a file open
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": irnext.IRNeXt(blocks=1, width=8).official_state_dict()}, "dehazing-its.pkl")
+    Image.new("RGB", (70, 50), "grey").save("hazy.jpg")
+    exec(compile(code, "README.md", "exec"), {})
+    with Image.open("clear.png") as restored:
+        assert restored.size == (70, 50)
+    assert irnext.load("mine.safetensors").settings["width"] == 8
