@@ -6,20 +6,18 @@ them are known to fit before the model is built.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import math
 import os
 import pickle
 import re
-import secrets
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -27,6 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import ConvS, LocalAttention, MultiScaleModule, ResidualBlock
+from .devices import check_device
+from .files import atomic_file
 from .model import IRNeXt
 from .version import __version__
 
@@ -72,9 +72,10 @@ def load(
 
     float16 and bfloat16 weights become float32; a file with float64 weights gives a float64 model.
 
-    Raises FileNotFoundError where there is no file, and CheckpointError (a ValueError) for
-    everything that is wrong with one.
+    Raises FileNotFoundError where there is no file, CheckpointError (a ValueError) for everything
+    that is wrong with one, and ValueError for a device that cannot be used.
     """
+    check_device(device)
     state, metadata = _read(Path(path))
     try:
         architecture = _recognise(state, metadata)
@@ -96,6 +97,16 @@ def load(
     model.to(device, torch.float64 if wide else torch.float32)
     model.load_state_dict({ours: state[name] for ours, name in names.items()}, strict=True)
     return model.eval()
+
+
+def low_pass_is_assumed(path: str | os.PathLike, model: IRNeXt) -> bool:
+    """Whether `load`, not given `low_pass`, could only assume it for the model it made of this file."""
+    settings = model.settings
+    filters = settings["branch"] == "lam" and settings["msm_per_block"] > 0
+    if not filters or settings["low_pass"] == "exact":  # the weights show that
+        return False
+    path = Path(path)
+    return not (_is_safetensors(path) and "low_pass" in _stored_settings(_read_safetensors(path)[1]))
 
 
 def save(model: IRNeXt, path: str | os.PathLike) -> None:
@@ -158,26 +169,6 @@ def convert(
 # ---- writing -------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file that takes its place at `path`, whole and on disk, when the block ends well.
-
-    Otherwise `path` stays as it was. Raises FileNotFoundError if its folder does not exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _portable(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Dense copies on the CPU that share no memory, which both file formats need."""
     return {
@@ -215,13 +206,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path}: there is no such file")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty")
-    with open(path, "rb") as file:
-        start = file.read(9)
-    # A safetensors file is the length of its header in 8 bytes, then the header, in JSON.
-    if path.suffix.lower() == ".safetensors" or start[8:] == b"{":
+    if _is_safetensors(path):
         return _read_safetensors(path)
     try:
-        return _state_dict(_read_pickle(path, start)), {}
+        return _state_dict(_read_pickle(path)), {}
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -238,11 +226,19 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _without_prefixes(state), metadata
 
 
-def _read_pickle(path: Path, start: bytes) -> object:
-    """What a PyTorch file holds; nothing but tensors and plain containers is unpickled.
+def _is_safetensors(path: Path) -> bool:
+    """Such a file is the length of its header in 8 bytes, then the header, in JSON."""
+    return path.suffix.lower() == ".safetensors" or _start(path)[8:] == b"{"
 
-    `start` is how the file starts: as a zip archive, as a pickle, or as neither.
-    """
+
+def _start(path: Path) -> bytes:
+    """The first 9 bytes of a file."""
+    with open(path, "rb") as file:
+        return file.read(9)
+
+
+def _read_pickle(path: Path) -> object:
+    """What a PyTorch file holds; nothing but tensors and plain containers is unpickled."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on files of other programs; the error says enough
@@ -250,7 +246,8 @@ def _read_pickle(path: Path, start: bytes) -> object:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in the unpickler with any kind of error
-        if not (isinstance(error, pickle.UnpicklingError) and start.startswith((b"PK", b"\x80"))):
+        is_pickle = _start(path).startswith((b"PK", b"\x80"))  # a zip archive, as of today, or a bare pickle
+        if not (isinstance(error, pickle.UnpicklingError) and is_pickle):
             raise ValueError("not a checkpoint, or a truncated one") from None
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""
@@ -547,12 +544,22 @@ def _groups_and_kernel(
     """Groups and kernel side whose filters have `outputs` taps in all; see `load` for the choice."""
     if kernel_size:
         return outputs // kernel_size**2, kernel_size
-    if groups:
-        return groups, math.isqrt(outputs // groups)
-    for side in (3, *range(5, math.isqrt(outputs) + 1, 2), 1):
-        if outputs % side**2 == 0 and width % (outputs // side**2) == 0:
-            return outputs // side**2, side
-    return outputs // 9, 3  # no choice fits: the model's own checks say so
+    sides = (3, *range(5, math.isqrt(outputs) + 1, 2), 1)
+    choices = [
+        (outputs // side**2, side)
+        for side in sides
+        if outputs % side**2 == 0 and width % (outputs // side**2) == 0
+    ]
+    if groups is None or (groups < 1 or width % groups):
+        # Where no choice fits, the model's own checks say so.
+        return choices[0] if choices else (outputs // 9, 3)
+    for choice in choices:
+        if choice[0] == groups:
+            return choice
+    raise ValueError(
+        f"groups is {groups}, which does not fit filters of {outputs} taps in all, groups x kernel_size x "
+        f"kernel_size: {' or '.join(str(choice[0]) for choice in choices) or 'no number'} would"
+    )
 
 
 ARCHITECTURES = (

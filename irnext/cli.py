@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json as json_format
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,25 +39,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"irnext {__version__}")
         return 0
     try:
-        code = tyro.extras.subcommand_cli_from_dict(
-            {
-                "demo": demo,
-                "restore": restore,
-                "convert": convert,
-                "info": information,
-                "complexity": complexities,
-            },
-            prog="irnext",
-            description="The fast, drop-in IRNeXt for image restoration (irnext --version for the version).",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        return code or 0
+        return parse(arguments)() or 0
     except (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError, ImportError) as error:
         complain(error)
         return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
+    """The command and its options as a function to call; --help prints and raises SystemExit.
+
+    Raises ValueError for arguments that are no command, with what tyro has to say about them.
+    """
+    commands = {
+        "demo": demo,
+        "restore": restore,
+        "convert": convert,
+        "info": information,
+        "complexity": complexities,
+    }
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: postponed(command) for name, command in commands.items()},
+                prog="irnext",
+                description="The fast, drop-in IRNeXt for image restoration "
+                "(irnext --version for the version).",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if not end.code:  # the help was printed
+            raise
+        raise ValueError(gist(errors.getvalue())) from end
+
+
+def postponed(command: Callable) -> Callable:
+    """`command` with its signature and help, to be called later: only the parsing's output is caught."""
+
+    @functools.wraps(command)
+    def take(*args, **kwargs):
+        return functools.partial(command, *args, **kwargs)
+
+    return take
+
+
+def gist(box: str) -> str:
+    """The essential sentence of one of tyro's error boxes, and the command that shows the help.
+
+    Such a box has a title, then sections between rules: first what is wrong, in its first
+    paragraph, and last the command for the help.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).strip()
+    title, *lines = (line.strip("│ ") for line in plain.splitlines())
+    sections = [text.strip() for text in re.split(r"(?m)^[─╰╯-]{3,}$", "\n".join(lines)) if text.strip()]
+    if not sections:  # no box
+        return plain
+    wrong = sections[0].split("\n\n")[0]
+    if wrong.startswith("Expected"):
+        wrong = f"{title.strip('╭╮─ ')}: {wrong}"
+    names = [text for text in sections if text.startswith("Available subcommands")]
+    helps = re.findall(r"irnext(?: [a-z]+)* --help", sections[-1])
+    return "; ".join([wrong.rstrip("."), *names, *(f"see {command}" for command in helps)])
 
 
 def complain(problem: Exception | str) -> None:
@@ -103,6 +152,9 @@ def restore(
     Without --tile the whole picture goes through the model at once. Tiles bound the memory but are
     not exact: the model's means over the plane then see a tile instead of the picture.
 
+    Results have their picture's kind, EXIF data, colour profile and resolution; 16 bits per channel
+    stay for grey, while colour, and grey with alpha, of 16 bits come out with 8.
+
     Args:
         inputs: picture files, folders, or patterns in quotes.
         output: a folder, or a file name for a single picture.
@@ -114,7 +166,8 @@ def restore(
         dtype: what to compute in.
         tile: side of square tiles in pixels, a multiple of 32.
         overlap: pixels that neighbouring tiles share, at most half a tile.
-        compare: also write NAME-compare.png: before on the left, after on the right.
+        compare: also write NAME-compare.png (of a.jpg: a.jpg-compare.png): before on the left, after on
+            the right.
     """
     check_backend()
     network = load_model(weights, model, low_pass)
@@ -146,7 +199,20 @@ def load_model(weights: Path | None, name: str | None, low_pass: str | None) -> 
         made_of = f"a new {name} has random weights and" if name else "a model without weights"
         raise ValueError(f"{made_of} restores nothing: give --weights FILE")
     listed = settings.pop("low_pass", None)
-    return checkpoints.load(weights, low_pass or listed, **settings)
+    network = checkpoints.load(weights, low_pass or listed, **settings)
+    if not (low_pass or listed):
+        note_assumed_low_pass(weights, network)
+    return network
+
+
+def note_assumed_low_pass(weights: Path, network: torch.nn.Module) -> None:
+    """One line on the error output where the checkpoint leaves open what its weights compute."""
+    if checkpoints.low_pass_is_assumed(weights, network):
+        print(
+            f"irnext: note: {weights} does not say which low-pass filter it was trained with: global "
+            "assumed, as for published dehazing; give --low-pass local for published motion deblurring",
+            file=sys.stderr,
+        )
 
 
 def convert(
@@ -166,7 +232,9 @@ def convert(
         layout: names of the entries; by default irnext in .safetensors and official in .pkl and .pth.
         low_pass: to be recorded in .safetensors, as published checkpoints do not say it.
     """
-    checkpoints.convert(source, target, layout, low_pass)
+    network = checkpoints.convert(source, target, layout, low_pass)
+    if low_pass is None and target.suffix.lower() not in checkpoints.PICKLES:  # those record nothing
+        note_assumed_low_pass(source, network)
     print(target)
 
 

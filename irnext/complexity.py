@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -216,14 +217,15 @@ def measure(model: nn.Module, size: tuple[int, int] = (256, 256)) -> Complexity:
         ValueError: `size` is not two positive sizes; and whatever the model says about it.
         ValueError: the model calls a custom operator whose cost is not known.
     """
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size is {tuple(size)}: it must be (height, width) in pixels, at least 1 each")
+    sides = tuple(size) if isinstance(size, (tuple, list)) else ()
+    if len(sides) != 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        raise ValueError(f"size is {size}: it must be (height, width) in pixels, at least 1 each")
     # Tensors that a model keeps in lists or makes from arrays stay real.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _fake_copy(model, mode)
     like = next((p for p in fake.parameters() if p.is_floating_point()), torch.empty(0))
     counter = CostCounter()
     with torch.no_grad(), registered_operators(), mode, counter:
-        fake(torch.empty(1, 3, *size, dtype=like.dtype, device=like.device))
+        fake(torch.empty(1, 3, *sides, dtype=like.dtype, device=like.device))
     params = sum(p.numel() for p in model.parameters())
     return Complexity(params, counter.total.macs, counter.total.tap_macs, counter.total.paper_flops)

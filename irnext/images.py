@@ -7,12 +7,15 @@ What is kept, by kind of picture:
   as an alpha channel; palettes become RGB, since a restored picture has more colours than a palette;
 - CMYK, YCbCr and HSV become RGB, CMYK by way of its colour profile where it has one;
 - 32-bit floating-point grey in [0, 1] stays so in TIFF;
-- colour of 16 bits per channel is read, and so written, with 8: Pillow has no such mode.
+- colour, and grey with alpha, of 16 bits per channel is read, and so written, with 8: Pillow has no
+  such modes;
+- EXIF data and colour profile, and the resolution (dots per inch) in PNG, JPEG, TIFF and BMP.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from pathlib import Path
@@ -21,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from .checkpoints import atomic_file
+from .files import atomic_file
 
 
 class Format(NamedTuple):
@@ -50,18 +53,21 @@ READ_SUFFIXES = (*FORMATS, ".gif")
 
 # In a TIFF these stand among the tags that describe its layout, which a new file must not inherit:
 # description, make, model, software, date, artist, copyright, and the Exif and GPS directories.
-_CAMERA_TAGS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}
+_CAMERA_DIRECTORIES = {34665, 34853}
+_CAMERA_TAGS = {270, 271, 272, 305, 306, 315, 33432, *_CAMERA_DIRECTORIES}
+
+_WITH_RESOLUTION = ("PNG", "JPEG", "TIFF", "BMP")
 
 
 def read(path: str | os.PathLike) -> Image.Image:
     """The picture in a file, upright (its EXIF orientation applied and removed), fully decoded.
 
-    `info` keeps "exif" (bytes) and "icc_profile". Raises OSError for a file that cannot be opened
+    `info` keeps "exif" (bytes), "icc_profile" and "dpi". Raises OSError for a file that cannot be opened
     and ValueError, naming the file, for one that is no picture, is cut off or corrupt, or holds
     several frames (the preview pictures that phones store behind a JPEG do not count).
     """
     with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large pictures are our trade
+        warnings.simplefilter("ignore")  # on large pictures, our trade, and on damaged EXIF data
         try:
             image = Image.open(file)
             frames = getattr(image, "n_frames", 1)
@@ -82,7 +88,9 @@ def _upright(image: Image.Image) -> Image.Image:
     if source == "TIFF":
         for tag in set(exif) - _CAMERA_TAGS:
             del exif[tag]
-    exif.pop(0x0112, None)  # the orientation is applied
+    turned = exif.pop(0x0112, 1) >= 5  # the orientation is applied
+    if turned and "dpi" in upright.info:
+        upright.info["dpi"] = upright.info["dpi"][::-1]
     upright.info.pop("exif", None)
     if exif:
         upright.info["exif"] = exif.tobytes()
@@ -104,18 +112,54 @@ def check_can_hold(path: str | os.PathLike, mode: str) -> None:
 
 
 def write(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write a picture with its EXIF data and colour profile, atomically; the suffix says the format.
+    """Write a picture with what is kept beside its pixels, atomically; the suffix says the format.
 
-    JPEG with quality 95 and full colour resolution (4:4:4), WebP and TIFF without loss. Raises
-    ValueError for a suffix that cannot be written or cannot hold the picture, and OSError.
+    JPEG with quality 95 and full colour resolution (4:4:4), WebP and TIFF without loss; TIFF is
+    compressed unless the EXIF data has directories of its own. Raises ValueError for a suffix that
+    cannot be written, a picture that it cannot hold or that cannot be encoded, and OSError.
     """
     check_can_hold(path, image.mode)
     format = FORMATS[Path(path).suffix.lower()]
     kept = {key: image.info[key] for key in ("exif", "icc_profile") if image.info.get(key)}
+    if format.name in _WITH_RESOLUTION and (resolution := _resolution(image)):
+        kept["dpi"] = resolution
+    options = format.options
+    if format.name == "TIFF" and "exif" in kept:
+        kept["exif"], has_directories = _exif_for_tiff(kept["exif"])
+        if has_directories:  # which Pillow's compressing writer cannot write
+            options = {"compression": "raw"}
     encoded = io.BytesIO()
-    image.save(encoded, format.name, **format.options, **kept)
+    try:
+        image.save(encoded, format.name, **options, **kept)
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise anything
+        raise ValueError(f"{path}: the picture cannot be encoded: {error}") from error
     with atomic_file(path) as file:
         file.write(encoded.getbuffer())
+
+
+def _resolution(image: Image.Image) -> tuple[float, float] | None:
+    """Dots per inch along x and y; None where they are not given or make no sense."""
+    try:
+        x, y = map(float, image.info.get("dpi", ()))
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return (x, y) if all(math.isfinite(dots) and 1 <= dots <= 65535 for dots in (x, y)) else None
+
+
+def _exif_for_tiff(exif: bytes) -> tuple[bytes, bool]:
+    """EXIF data as a TIFF can hold it, and whether it has directories of its own.
+
+    One inside these, of interoperability, is left out: Pillow would write where it stood in the
+    source, and readers would find something else there.
+    """
+    tags = Image.Exif()
+    tags.load(exif)
+    if _CAMERA_DIRECTORIES.isdisjoint(tags):
+        return exif, False
+    tags.get_ifd(34665).pop(0xA005, None)
+    return tags.tobytes(), True
 
 
 def simplify(image: Image.Image) -> Image.Image:

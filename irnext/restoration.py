@@ -19,9 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from . import images
+from .devices import check_device
+from .files import output_folder
 
 # What IRNeXt needs; models of other architectures say their own.
 SIZE_MULTIPLE, MINIMUM_SIZE = 32, 64
+# Resizing and filtering leave values a little outside [0, 1]: beyond these the range is another.
+LOWEST, HIGHEST = -0.25, 2.0
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -49,7 +53,8 @@ def restore(
         model: any module from (N, 3, H, W) to the same, or to a list whose last item that is.
         image: a PIL image (see `irnext.images` for its modes; the EXIF orientation is not applied);
             an array (H, W, 3) of uint8, or floating-point in [0, 1]; or a floating-point tensor
-            (3, H, W) or (N, 3, H, W) in [0, 1].
+            (3, H, W) or (N, 3, H, W) in [0, 1]. Values a little outside are taken as they are;
+            an empty batch comes back as it is.
         tile: side of square tiles in pixels, a multiple of 32; None for the whole picture.
         overlap: pixels shared by neighbouring tiles, at most tile / 2. The outer quarter of it is
             not used, where the tile's edge disturbs the model; over the inner half one tile fades
@@ -79,6 +84,8 @@ def restore(
     else:
         raise ValueError(f"the picture is a {type(image).__name__}: give a PIL image, an array or a tensor")
     _check_values(batch)
+    if not len(batch):
+        return image
     with _inference(_moved(model, dtype, device), dtype, device or batch.device) as run:
         result = _restore_batch(run, batch, tile, overlap, *_sizes(model))
     if isinstance(image, Tensor):
@@ -116,7 +123,14 @@ def _check_values(batch: Tensor) -> None:
         raise ValueError(f"the picture has {batch.shape[3]}x{batch.shape[2]} pixels: at least 1x1 is needed")
     if not batch.isfinite().all():
         raise ValueError("the picture holds NaN or infinite values: it must be in [0, 1]")
-    if batch.numel() and batch.max() > 2:  # a little beyond 1 is common after resizing
+    if not batch.numel():
+        return
+    if batch.min() < LOWEST:
+        raise ValueError(
+            f"the picture holds values down to {batch.min():g}: floating-point pictures must be in [0, 1]; "
+            "bring [-1, 1] there by (x + 1) / 2"
+        )
+    if batch.max() > HIGHEST:
         raise ValueError(
             f"the picture holds values up to {batch.max():g}: floating-point pictures must be in [0, 1]; "
             "divide by 255, or give an array of uint8"
@@ -153,7 +167,7 @@ def _moved(model: nn.Module, dtype: torch.dtype | None, device: str | torch.devi
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}: it must be a floating-point type")
     if device is not None:
-        _check_device(device)
+        check_device(device)
     held = _first_weight(model)
     if held is None:
         return model
@@ -169,14 +183,6 @@ def _moved(model: nn.Module, dtype: torch.dtype | None, device: str | torch.devi
 def _first_weight(model: nn.Module) -> Tensor | None:
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
-
-
-def _check_device(device: str | torch.device) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
 
 
 @contextmanager
@@ -318,6 +324,7 @@ def restore_files(
             are not written, such as GIF, become PNG); or, for exactly one picture, a file name with
             the suffix of the format wanted.
         compare: also write NAME-compare.png beside each result, before on the left, after right.
+            NAME is the result's whole name: a.jpg-compare.png, as a.png may stand beside a.jpg.
 
     Returns:
         What was written, and what failed: one unreadable picture does not stop the others. An
@@ -334,9 +341,8 @@ def restore_files(
     _check_collisions(sources, targets, compare)
     _check_tiles(model, tile, overlap)
     model = _moved(model, dtype, device)
-    _check_writable(targets[0].parent)
     report = Report()
-    with _progress() as progress:
+    with output_folder(targets[0].parent), _progress() as progress:
         task = progress.add_task("restoring", total=len(sources))
         for source, target in zip(sources, targets, strict=True):
             progress.update(task, description=source.name)
@@ -388,7 +394,7 @@ def _targets(sources: list[Path], output: Path) -> list[Path]:
     if output.is_dir() or not is_picture_name:
         if output.exists() and not output.is_dir():
             raise ValueError(
-                f"{output}: exists and is not a folder; the output is a folder or a picture's name"
+                f"{output}: this is a file, not a folder; the output is a folder or a picture's name"
             )
         return [output / _result_name(source) for source in sources]
     if len(sources) > 1:
@@ -403,7 +409,7 @@ def _result_name(source: Path) -> str:
 
 def compare_path(target: Path) -> Path:
     """Where the side-by-side picture of a result goes."""
-    return target.with_name(f"{target.stem}-compare.png")
+    return target.with_name(f"{target.name}-compare.png")
 
 
 def _check_collisions(sources: list[Path], targets: list[Path], compare: bool) -> None:
@@ -418,14 +424,6 @@ def _check_collisions(sources: list[Path], targets: list[Path], compare: bool) -
             if key in makers:
                 raise ValueError(f"{makers[key]} and {source} would both be written to {result}")
             makers[key] = source
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder and try a file in it, so that hours of work do not end at a closed door."""
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / f".irnext-{os.getpid()}.probe"
-    probe.touch()
-    probe.unlink()
 
 
 def _read_for(source: Path, target: Path) -> Image.Image:

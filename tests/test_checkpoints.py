@@ -378,9 +378,17 @@ def test_settings_that_do_not_fit_the_weights(tmp_path):
     message = refusal(path, blocks=3)
     assert "blocks=3" in message and "missing (" in message and "unexpected (" in message
     assert "groups is 3: it must divide the width 16" in refusal(path, groups=3)
+    message = refusal(path, groups=4)  # 72 taps in all: no square has 18
+    assert "groups is 4, which does not fit filters of 72 taps in all" in message and "8 would" in message
     assert "unknown settings depth: IRNeXt has blocks, width" in refusal(path, depth=4)
     assert "the setting groups is '8': it must be of type int" in refusal(path, groups="8")
     assert "unknown low_pass 'none': choose one of global, local, exact" in refusal(path, low_pass="none")
+
+
+def test_a_device_that_cannot_be_used(tmp_path):
+    save(small_model(), tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="device 'cuda:99' cannot be used"):
+        load(tmp_path / "weights.safetensors", device="cuda:99")
 
 
 def test_the_two_kinds_of_filter_modulation_are_kept_apart(tmp_path):

@@ -65,7 +65,7 @@ def test_options_reach_the_model(model, here):
     other = checkpoints.load("w.safetensors", "global")
     expected = restore(other, data.chelsea()[:70, 100:180], tile=64, overlap=16)
     np.testing.assert_array_equal(np.asarray(images.read("out/cat.png")), expected)
-    assert images.read("out/cat-compare.png").size == (160, 70)
+    assert images.read("out/cat.png-compare.png").size == (160, 70)
     assert (expected != restore(model, data.chelsea()[:70, 100:180], tile=64, overlap=16)).any()
 
 
@@ -169,6 +169,12 @@ def test_demo_passes_its_options_on(here, capsys, monkeypatch):
     assert "needs scikit-image" in refused(capsys, "demo")
 
 
+def test_demo_refuses_a_negative_seed_before_anything(here, capsys):
+    assert "seed is -1: it must be from 0" in refused(capsys, "demo", "--seed", "-1")
+    assert "cat.png: this is a file, not a folder" in refused(capsys, "demo", "-o", "cat.png")
+    assert not os.path.exists("irnext-demo")
+
+
 def test_complexity_prints_the_papers_count(capsys):
     assert cli.main(["complexity", "--model", "irnext-its"]) == 0
     assert "5.46 M" in (output := capsys.readouterr().out) and "38.72 G" in output
@@ -210,10 +216,53 @@ def test_bugs_keep_their_traceback(monkeypatch):
         cli.main(["info"])
 
 
-def test_unknown_options_exit_with_2(capsys):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("restore", "a.png", "-o", "out", "--bogus"), r"Unrecognized options: --bogus; see irnext"),
+        (("demo", "--bogus", "--seed", "3", "--compare"), r"--bogus.*--compare"),
+        (
+            ("restore", "a.png", "-o", "o", "--dtype", "int8"),
+            r"'int8'.*--dtype.*'float32', .*restore --help$",
+        ),
+        (("restore", "a.png", "-o", "out", "--tile", "x"), r"--tile.*'x'"),
+        (("demo", "--seed", "x"), r"--seed: .*'x'"),
+        (("restore", "a.png"), r"Missing from irnext restore: -o OUT, --output OUT.*restore --help$"),
+        (("complexity", "--size", "3"), r"'--size'. Expected 2 values"),
+        ((), r"Missing subcommand.*demo, restore, convert, info, complexity.*irnext --help$"),
+        (("bogus",), r"bogus.*demo, restore, convert, info, complexity"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])  # tyro draws its boxes accordingly
+def test_arguments_that_are_no_command_are_one_line(capsys, monkeypatch, arguments, message, encoding):
+    monkeypatch.setattr("tyro._fmtlib._should_use_utf8_drawing_chars", lambda: encoding == "utf-8")
+    line = refused(capsys, *arguments)
+    assert re.search(message, line) and not re.search(r"[─│╭╮╰╯]|---", line), line
+
+
+def test_help_is_printed_as_ever(capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(["restore", "a.png", "-o", "out", "--bogus"])
-    assert caught.value.code == 2 and "--bogus" in capsys.readouterr().err
+        cli.main(["restore", "--help"])
+    output, errors = capsys.readouterr()
+    assert caught.value.code == 0 and errors == ""
+    assert all(words in output for words in ("-o OUT", "--low-pass {global,local,exact}", "with 8"))
+
+
+def test_a_low_pass_filter_that_is_assumed_is_said(model, here, capsys):
+    checkpoints.convert("w.safetensors", "w.pkl")
+
+    def notes(*arguments) -> list[str]:
+        assert cli.main(arguments) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("irnext: note: ")]
+
+    restoring = ("restore", "cat.png", "-o", "out", "--device", "cpu", "--weights")
+    (note,) = notes(*restoring, "w.pkl")
+    assert "w.pkl" in note and "global assumed" in note and "--low-pass local" in note
+    assert notes("convert", "w.pkl", "new.safetensors") == [note]
+    assert not notes(*restoring, "w.pkl", "--low-pass", "global")
+    assert not notes(*restoring, "w.safetensors")
+    assert not notes("convert", "w.pkl", "new.safetensors", "--low-pass", "local")
+    assert not notes("convert", "w.pkl", "again.pkl")  # records no settings
 
 
 def test_as_a_program():

@@ -195,6 +195,9 @@ def test_shared_weights_count_once():
 def test_errors_name_the_rule():
     with pytest.raises(ValueError, match="height, width"):
         measure(irnext.IRNeXt(1), (64,))
+    for size in (256, (64.0, 64), (0, 64), "64"):
+        with pytest.raises(ValueError, match=r"size is .* \(height, width\)"):
+            measure(irnext.IRNeXt(1), size)
     with pytest.raises(ValueError, match="multiples of 32"):
         measure(irnext.IRNeXt(1), (60, 64))
 

@@ -60,6 +60,7 @@ def test_a_run_writes_both_files_with_the_numbers_it_returns(tmp_path, miniature
         assert f"{result.psnr_before:.2f} dB" in text and f"{result.psnr_after:.2f} dB" in text
         assert f"{result.ssim_after:.4f}" in text and "irnext-rgb" in text
         assert f"{result.timing.step[0] / result.timing.step[1]:.1f}x" in text
+        assert "as called, memory allocation included" in " ".join(text.split())
 
     with Image.open(result.picture) as sheet:
         assert sheet.format == "PNG" and sheet.width > 3 * sheet.height / 2
@@ -160,11 +161,16 @@ def test_without_scikit_image_the_error_says_what_to_install(tmp_path, monkeypat
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "train", lambda *arguments: pytest.fail("training began"))
     (tmp_path / "file").touch()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(NotADirectoryError, match="a file, not a folder"):
         demo.run(tmp_path / "file")
-    monkeypatch.setattr(demo.os, "access", lambda path, mode: False)
-    with pytest.raises(PermissionError, match="cannot be written"):
+
+    def deny(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.touch", deny)
+    with pytest.raises(PermissionError) as caught:
         demo.run(tmp_path / "folder")
+    assert caught.value.filename == str(tmp_path / "folder")
 
 
 def test_a_missing_photograph_is_named(monkeypatch):

@@ -141,6 +141,54 @@ def test_tiff_layout_tags_of_the_source_are_not_inherited(tmp_path):
     )
 
 
+@pytest.mark.parametrize("source", [".jpg", ".tif"])
+def test_a_cameras_directories_are_kept_in_tiff(tmp_path, source):
+    """The compressing TIFF writer cannot write them; what other EXIF data there is stays compressed."""
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(34665).update({0x829A: 0.01, 0xA005: {1: "R98"}})
+    exif.get_ifd(34853).update({1: "N", 2: (1.0, 2.0, 3.0)})
+    options = {".jpg": {}, ".tif": {"compression": "raw"}}[source]
+    Image.fromarray(photograph()).save(tmp_path / f"in{source}", exif=exif.tobytes(), **options)
+    image = images.read(tmp_path / f"in{source}")
+    image.info["compression"] = "tiff_lzw"  # of a source: not for the result
+    images.write(image, tmp_path / "out.tif")
+    images.write(images.read(tmp_path / "out.tif"), tmp_path / "again.tif")  # warnings are errors here
+    for name in ("out.tif", "again.tif"):
+        with Image.open(tmp_path / name) as written:
+            found = written.getexif()
+            assert found[0x010F] == "Maker" and dict(found.get_ifd(34665)) == {0x829A: 0.01}
+            assert found.get_ifd(34853)[2] == (1.0, 2.0, 3.0)
+            np.testing.assert_array_equal(np.asarray(written), np.asarray(image))
+
+
+def test_an_encoders_failure_names_the_file_and_leaves_nothing(tmp_path):
+    image = Image.new("RGB", (70000, 1))  # a JPEG has at most 65535 pixels along a side
+    with pytest.raises(ValueError, match=r"long\.jpg: the picture cannot be encoded: "):
+        images.write(image, tmp_path / "long.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_resolution_is_kept(tmp_path, suffix):
+    Image.fromarray(photograph()).save(tmp_path / f"in{suffix}", dpi=(300, 150))
+    images.write(round_trip(images.read(tmp_path / f"in{suffix}")), tmp_path / f"out{suffix}")
+    with Image.open(tmp_path / f"out{suffix}") as written:
+        assert written.info["dpi"] == pytest.approx((300, 150), abs=0.02)
+
+
+def test_resolution_turns_with_the_picture_and_nonsense_is_dropped(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(photograph()).save(tmp_path / "in.jpg", dpi=(300, 150), exif=exif)
+    assert images.read(tmp_path / "in.jpg").info["dpi"] == (150, 300)
+    for nonsense in ((float("nan"), 72), (0, 0), (1e9, 1e9), 72, (None, None)):
+        image = Image.fromarray(photograph())
+        image.info["dpi"] = nonsense
+        images.write(image, tmp_path / "out.jpg")
+        assert "dpi" not in images.read(tmp_path / "out.jpg").info
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 def test_colour_profile_is_kept(tmp_path, suffix):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

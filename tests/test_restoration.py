@@ -185,6 +185,8 @@ def test_a_model_in_half_precision_is_taken_as_it_is(model):
         (torch.full((3, 8, 8), float("nan")), "NaN"),
         (np.full((8, 8, 3), np.inf), "NaN or infinite"),
         (np.full((8, 8, 3), 255.0), "divide by 255"),
+        (np.full((8, 8, 3), -1.0), r"down to -1: .*must be in \[0, 1\]"),
+        (torch.rand(2, 3, 8, 8) - 1.3, r"bring \[-1, 1\] there"),
         (np.zeros((8, 8), np.uint8), r"\(H, W, 3\)"),
         (np.zeros((8, 8, 3), np.int64), "uint8"),
         (np.zeros((0, 8, 3), np.uint8), "8x0 pixels"),
@@ -355,8 +357,8 @@ def test_one_file_to_a_file_name_with_another_format(model, folder, tmp_path):
 
 def test_compare_shows_before_and_after(model, folder, tmp_path):
     report = restore_files(model, [folder / "b.png"], tmp_path / "x.png", compare=True)
-    assert [path.name for path in report.written] == ["x.png", "x-compare.png"]
-    pair = np.asarray(images.read(tmp_path / "x-compare.png"))
+    assert [path.name for path in report.written] == ["x.png", "x.png-compare.png"]
+    pair = np.asarray(images.read(tmp_path / "x.png-compare.png"))
     np.testing.assert_array_equal(pair[:, :50], photograph(40, 50))
     np.testing.assert_array_equal(pair[:, 50:], np.asarray(images.read(tmp_path / "x.png")))
 
@@ -403,10 +405,10 @@ def test_two_results_of_one_name_are_refused(folder, tmp_path):
     Image.fromarray(photograph(8, 8)).save(folder / "c.png")  # beside c.gif, which becomes c.png
     with pytest.raises(ValueError, match=r"both be written to .*c\.png"):
         restore_files(Forbidden(), [folder], tmp_path / "out")
-    Image.fromarray(photograph(8, 8)).save(folder / "b-compare.png")
-    with pytest.raises(ValueError, match=r"both be written to .*b-compare\.png"):
+    Image.fromarray(photograph(8, 8)).save(folder / "b.png-compare.png")
+    with pytest.raises(ValueError, match=r"both be written to .*b\.png-compare\.png"):
         restore_files(
-            Forbidden(), [folder / "b.png", folder / "b-compare.png"], tmp_path / "out", compare=True
+            Forbidden(), [folder / "b.png", folder / "b.png-compare.png"], tmp_path / "out", compare=True
         )
     assert not (tmp_path / "out").exists()
 
@@ -420,9 +422,9 @@ def test_two_results_of_one_name_are_refused(folder, tmp_path):
         ([], "out", ValueError, "no pictures given"),
         (["shots"], "out.png", ValueError, "names one picture, but there are 3 inputs"),
         (["shots/b.png"], "out.gif", ValueError, "cannot write .gif"),
-        (["shots/b.png"], "shots/notes.txt", ValueError, "exists and is not a folder"),
-        (["shots/b.png"], "shots/notes.txt/out.png", OSError, "notes.txt"),
-        (["shots/b.png"], "shots/notes.txt/out", OSError, "notes.txt"),
+        (["shots/b.png"], "shots/notes.txt", ValueError, "notes.txt: this is a file, not a folder"),
+        (["shots/b.png"], "shots/notes.txt/out.png", OSError, "a file, not a folder: 'shots/notes.txt'"),
+        (["shots/b.png"], "shots/notes.txt/out", OSError, "a file, not a folder: 'shots/notes.txt'"),
     ],
 )
 def test_bad_calls_are_refused_before_the_model_runs(
@@ -440,8 +442,50 @@ def test_a_folder_without_permission_is_refused_before_the_model_runs(folder, tm
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("pathlib.Path.touch", deny)
-    with pytest.raises(PermissionError):
-        restore_files(Forbidden(), [folder], tmp_path / "out")
+    with pytest.raises(PermissionError) as caught:
+        restore_files(Forbidden(), [folder], tmp_path / "new" / "out")
+    assert caught.value.filename == str(tmp_path / "new" / "out")  # not the file it was tried with
+    assert not (tmp_path / "new").exists()
+
+
+def test_pictures_of_one_stem_are_compared_apart(model, folder, tmp_path):
+    Image.fromarray(photograph(8, 8)).save(folder / "b.jpg")
+    restore_files(model, [folder / "b.png", folder / "b.jpg"], tmp_path / "out", compare=True)
+    assert names(tmp_path / "out") == ["b.jpg", "b.jpg-compare.png", "b.png", "b.png-compare.png"]
+
+
+def test_a_picture_that_cannot_be_encoded_does_not_stop_the_others(model, folder, tmp_path, monkeypatch):
+    save = Image.Image.save
+
+    def fail(image, file, kind, **options):
+        if kind == "JPEG":
+            raise RuntimeError("encoder error -2")
+        save(image, file, kind, **options)
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    report = restore_files(model, [folder], tmp_path / "out")
+    assert names(tmp_path / "out") == ["b.png", "c.png"]
+    assert "out/a.JPG: the picture cannot be encoded: encoder error -2" in report.failed[folder / "a.JPG"]
+
+
+def test_no_empty_folder_is_left_where_every_picture_failed(folder, tmp_path):
+    (folder / "b.png").write_text("no picture")
+    assert restore_files(Forbidden(), [folder / "b.png"], tmp_path / "new" / "out").failed
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    assert restore_files(Forbidden(), [folder / "b.png"], tmp_path / "mine").failed
+    assert (tmp_path / "mine").is_dir()  # only what was made here goes
+
+
+def test_an_empty_batch_comes_back_as_it_is(model):
+    batch = torch.empty(0, 3, 40, 50, dtype=torch.float16)
+    assert restore(Forbidden(), batch) is batch
+    assert restore(model, batch, tile=64, dtype=torch.bfloat16) is batch
+
+
+def test_a_little_outside_the_range_is_taken():
+    picture = torch.tensor([-0.2, 1.3]).expand(3, 4, 2)
+    assert restore(nn.Identity(), picture).unique().tolist() == [0, 1]
 
 
 def test_a_picture_with_exif_orientation_is_restored_upright(model, folder, tmp_path):
