@@ -27,6 +27,7 @@ using torch::headeronly::ScalarType;
 
 // Enough tasks for the largest machines, none smaller than what is worth a thread.
 constexpr int64_t kTasks = 256, kTaskElements = 16384;
+constexpr int64_t kMostReach = 1024;  // as in irnext/ops/__init__.py
 
 Type type_of(const stable::Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
@@ -62,7 +63,7 @@ Tasks cut(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last) {
   const int64_t units = channels_last ? n : n * c, elements = (channels_last ? c : 1) * h * w;
   const int64_t wanted = (kTasks + units - 1) / std::max<int64_t>(units, 1);
   const int64_t most = std::max<int64_t>(std::min(h, elements / kTaskElements), 1);
-  const int64_t rows = (h + std::min(wanted, most) - 1) / std::min(wanted, most);
+  const int64_t rows = std::max<int64_t>((h + std::min(wanted, most) - 1) / std::min(wanted, most), 1);
   return {channels_last, units, (h + rows - 1) / rows, rows};
 }
 
@@ -110,6 +111,8 @@ DynamicConvShape shape_of(const stable::Tensor& x, const stable::Tensor& kernel,
   STD_TORCH_CHECK(kernel.size(0) == s.n, "kernel is for ", kernel.size(0), " samples but x has ", s.n);
   STD_TORCH_CHECK(s.groups > 0 && s.c % s.groups == 0, "kernel has ", s.groups, " groups for ", s.c, " channels");
   STD_TORCH_CHECK(s.kh % 2 == 1 && s.kw % 2 == 1 && dilation > 0, "kernel must be odd and dilation positive");
+  STD_TORCH_CHECK(dilation <= kMostReach && s.reach_h() <= kMostReach && s.reach_w() <= kMostReach,
+                  "the filter reaches farther than ", kMostReach, " pixels");
   STD_TORCH_CHECK(s.padding != Padding::reflect || (s.reach_h() < s.h && s.reach_w() < s.w),
                   "reflect padding of ", s.reach_h(), " rows and ", s.reach_w(),
                   " columns must be smaller than the plane, which is ", s.h, "x", s.w);
@@ -231,6 +234,7 @@ FilterShape filter_shape(const stable::Tensor& logits, const stable::Tensor& mea
                   "logits must be (N, G, kh, kw) and mean (N, C)");
   const int64_t n = logits.size(0), c = mean.size(1), groups = logits.size(1);
   const int64_t taps = logits.size(2) * logits.size(3);
+  STD_TORCH_CHECK(taps % 2 == 1, "both sides of the filter must be odd");
   STD_TORCH_CHECK(groups > 0 && c % groups == 0 && taps > 0, "groups must divide the channels");
   for (const stable::Tensor* gain : {&low, &inner, &high})
     STD_TORCH_CHECK(gain->numel() == c, "low, inner and high must have one value for each of the ", c, " channels");

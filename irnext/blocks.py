@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import ClassVar
 
 import torch
@@ -45,6 +46,13 @@ class Conv(nn.Conv2d):
             # The parameter itself stays contiguous: many programs refuse to save anything else.
             weight = weight.contiguous(memory_format=torch.channels_last)
         return ops.conv2d_bias_act(x, weight, self.bias, self.activation, residual)
+
+
+def full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """A context without autocast, on devices that have it."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 class LogitNorm(nn.BatchNorm2d):
@@ -130,9 +138,11 @@ class LocalAttention(PublishedNames):
 
     def forward(self, z: Tensor) -> Tensor:
         # The few numbers per plane stay in the parameters' precision, also under autocast.
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z.device.type):
             mean = ops.spatial_mean(z)
             kernel, bias = self.predict(mean, z)
+        if self.low_pass == "local":
+            return ops.dynamic_conv2d(z, kernel) + bias  # quicker than a bias that varies within
         return ops.dynamic_conv2d(z, kernel, bias)
 
     def logits(self, mean: Tensor) -> Tensor:
@@ -303,4 +313,5 @@ class ConvS(PublishedNames):
         self.norm = nn.InstanceNorm2d(channels, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.convs(x))
+        y = self.convs(x)
+        return self.norm(y) if len(y) else y  # PyTorch's instance norm refuses an empty batch

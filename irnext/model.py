@@ -170,11 +170,12 @@ class IRNeXt(PublishedNames):
             )
 
     def fix_local_window(self, height: int | None, width: int | None = None) -> None:
-        """Fix the windows of low_pass="local" to those of a picture of height x width pixels.
+        """Fix the windows of low_pass="local" to those of a picture of height x width (or square) pixels.
 
         The published code fixes them by accident, to the first picture it sees. None makes every
         input use its own again, the default. The setting is not part of the weights.
         """
+        width = width or height
         for scale, stage in zip((1, 2, 4, 4, 2, 1), (*self.encoder, *self.decoder), strict=True):
             for block in stage.layers:
                 if block.msm is None:

@@ -25,6 +25,7 @@ __all__ = [
 
 PADDING_MODES = ("reflect", "zeros", "replicate")
 ACTIVATIONS = ("tanh", "sigmoid", "softmax")
+MOST_REACH = 1024  # pixels from a filter's centre to its farthest tap
 
 
 def _check_plane(x: Tensor) -> None:
@@ -62,6 +63,10 @@ def _check_dynamic_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, dilati
     if dilation < 1:
         raise ValueError(f"dilation is {dilation}: it must be at least 1")
     rows, columns = dilation * (kh // 2), dilation * (kw // 2)
+    if max(rows, columns, dilation) > MOST_REACH:
+        raise ValueError(
+            f"kernel {kh}x{kw} with dilation {dilation} reaches farther than {MOST_REACH} pixels"
+        )
     if mode == "reflect" and (rows >= h or columns >= w):
         raise ValueError(
             f"reflect padding of {rows} rows and {columns} columns (kernel {kh}x{kw}, dilation "
@@ -69,11 +74,17 @@ def _check_dynamic_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, dilati
         )
     _check_companion("kernel", kernel, x)
     if bias is not None:
-        allowed = ((n, c), (n, c, h, 1), (n, c, 1, w), (n, c, h, w))
-        if tuple(bias.shape) not in allowed:
+        # One dimension at a time: whole shapes as alternatives are hard on symbolic shapes.
+        fits = bias.ndim in (2, 4) and bias.shape[0] == n and bias.shape[1] == c
+        if fits and bias.ndim == 4:
+            by_row, by_column = bias.shape[2] == h, bias.shape[3] == w
+            fits = (
+                (by_row or by_column) and (by_row or bias.shape[2] == 1) and (by_column or bias.shape[3] == 1)
+            )
+        if not fits:
             raise ValueError(
                 f"bias has shape {tuple(bias.shape)}: for x {tuple(x.shape)} it must be one of "
-                + ", ".join(map(str, allowed))
+                f"{(n, c)}, {(n, c, h, 1)}, {(n, c, 1, w)}, {(n, c, h, w)}"
             )
         _check_companion("bias", bias, x)
 
@@ -97,7 +108,7 @@ def dynamic_conv2d(
             float32 where x is half precision (then nothing is rounded before the sum).
         bias: none, per plane (N, C), per row (N, C, H, 1), per column (N, C, 1, W) or
             full (N, C, H, W); types as for the kernel.
-        dilation: distance between taps, in pixels.
+        dilation: distance between taps, in pixels; no tap may be more than 1024 from the centre.
         padding_mode: "reflect" (without repeating the border, as in PyTorch), "zeros" or "replicate".
 
     Returns:
@@ -142,6 +153,8 @@ def modulated_filter(
         raise ValueError(
             f"logits {tuple(logits.shape)} and mean {tuple(mean.shape)} must be (N, G, kh, kw) and (N, C)"
         )
+    if not all(side % 2 for side in logits.shape[2:]):
+        raise ValueError(f"logits {tuple(logits.shape)} are for a filter whose sides are not both odd")
     channels = mean.shape[1]
     if logits.shape[1] < 1 or channels % logits.shape[1]:
         raise ValueError(f"logits have {logits.shape[1]} groups, which do not divide {channels} channels")

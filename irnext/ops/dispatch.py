@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from . import reference, registration
 
@@ -73,15 +74,17 @@ class use_backend:
     def __init__(self, name: str):
         _require(name)
         self.name = name
+        self.previous: list[str] = []  # one object may be entered several times
 
     def __enter__(self) -> use_backend:
         global _requested
-        self.previous, _requested = _requested, self.name
+        self.previous.append(_requested)
+        _requested = self.name
         return self
 
     def __exit__(self, *exception) -> None:
         global _requested
-        _requested = self.previous
+        _requested = self.previous.pop()
 
 
 class registered_operators:
@@ -110,4 +113,6 @@ def implementation(op: str, x: torch.Tensor) -> Callable:
         if not on_cpu:
             raise RuntimeError(f"backend 'cpu' cannot serve {op}: x is on {x.device}, not on the CPU")
     compiled = _requested != "reference" and on_cpu and _cpu_available and op in COMPILED_OPS
+    if forward_ad._current_level >= 0:  # registered operators would lose the tangent without a word
+        compiled = False
     return OPERATORS[op] if compiled else getattr(reference, op)

@@ -7,8 +7,9 @@ function that costs one cheap pass.
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,43 +42,73 @@ class _Origins:
         return z if saved.shape == y.shape and saved.stride() == y.stride() else None
 
 
-_origins: _Origins | None = None
+class _State(threading.local):
+    """Saved-tensor hooks belong to a thread, and so do the records they use."""
+
+    origins: _Origins | None = None
+
+
+_state = _State()
 
 
 def gelu(z: Tensor) -> Tensor:
     """GELU by the error function; under `recomputing`, later operators keep z instead of the result."""
     y = F.gelu(z)
-    if _origins is not None and y.requires_grad:
-        _origins.record(y, z)
+    if not torch.compiler.is_compiling() and _state.origins is not None and y.requires_grad:
+        _state.origins.record(y, z)
     return y
 
 
-def _pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
-    z = None if _origins is None else _origins.find(saved)
-    return saved if z is None else lambda: F.gelu(z)
+class _Packed(NamedTuple):
+    """A tensor, its version when it was kept, and whether GELU of it is what is wanted."""
+
+    tensor: Tensor
+    version: int
+    is_origin: bool
 
 
-def _unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
-    return packed if isinstance(packed, Tensor) else packed()
+def _pack(saved: Tensor) -> _Packed:
+    z = None if _state.origins is None else _state.origins.find(saved)
+    kept = saved if z is None else z
+    return _Packed(kept, kept._version, z is not None)
+
+
+def _unpack(packed: _Packed) -> Tensor:
+    # Autograd leaves this check to the hooks.
+    if packed.tensor._version != packed.version:
+        raise RuntimeError(
+            "a tensor needed for the gradient was changed in place after the forward pass "
+            f"(shape {tuple(packed.tensor.shape)}, version {packed.tensor._version}, not {packed.version})"
+        )
+    return F.gelu(packed.tensor) if packed.is_origin else packed.tensor
+
+
+def _can_hook() -> bool:
+    """Whether a gradient is taken, and nobody else (checkpointing, offloading, ...) hooks saved tensors."""
+    autograd = torch._C._autograd
+    return (
+        torch.is_grad_enabled()
+        and autograd._saved_tensors_hooks_is_enabled()
+        and autograd._top_saved_tensors_default_hooks(True) is None
+    )
 
 
 class recomputing:
     """`with recomputing(): y = model(x)`: the backward pass computes the results of `gelu` again.
 
-    Does nothing where no gradient is taken, and under torch.compile, whose own partitioner decides.
+    Does nothing where no gradient is taken, where saved tensors are hooked already, and under
+    torch.compile, whose own partitioner decides.
     """
 
     def __enter__(self) -> None:
-        global _origins
         self.hooks = None
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not _can_hook():
             return
-        self.previous, _origins = _origins, _Origins()
+        self.previous, _state.origins = _state.origins, _Origins()
         self.hooks = torch.autograd.graph.saved_tensors_hooks(_pack, _unpack)
         self.hooks.__enter__()
 
     def __exit__(self, *exception) -> None:
-        global _origins
         if self.hooks is not None:
             self.hooks.__exit__(*exception)
-            _origins = self.previous
+            _state.origins = self.previous

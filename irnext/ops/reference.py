@@ -77,7 +77,7 @@ def modulated_filter(
     low, inner, high = low.flatten(), inner.flatten(), high.flatten()
     _, groups, rows, columns = logits.shape
     attention = _attention(logits, activation).repeat_interleave(len(low) // groups, 1)
-    centre = torch.zeros_like(logits[0, 0])
+    centre = logits.new_zeros(rows, columns)
     centre[rows // 2, columns // 2] = 1
     kernel = (low * (1 + inner))[:, None, None] * attention + (1 + high)[:, None, None] * centre
     return kernel, -low * inner * mean

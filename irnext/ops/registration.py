@@ -70,6 +70,13 @@ def _dynamic_conv2d_backward_fake(grad, x, kernel, dilation, padding_mode, need_
     )
 
 
+def _sum_to(grad: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The gradient of a bias of `shape` (N, C, H or 1, W or 1), summed in float32 or wider."""
+    dims = [dim for dim in (2, 3) if shape[dim] != grad.shape[dim]]
+    wide = reference.accumulation_dtype(grad.dtype)
+    return grad.sum(dims, keepdim=True, dtype=wide) if dims else grad
+
+
 def _save_dynamic_conv2d(ctx, inputs, output):
     x, kernel, bias, ctx.dilation, ctx.padding_mode = inputs
     ctx.save_for_backward(x, kernel)
@@ -88,7 +95,7 @@ def _dynamic_conv2d_gradient(ctx, grad):
         )
     if need_bias:
         shape, dtype = ctx.bias
-        dbias = (dbias if need_sum else grad.sum_to_size(shape)).to(dtype)
+        dbias = (dbias if need_sum else _sum_to(grad, shape)).to(dtype)
     return dx if need_x else None, dkernel if need_kernel else None, dbias if need_bias else None, None, None
 
 
@@ -158,7 +165,7 @@ def _save_spatial_mean(ctx, inputs, output):
 
 def _spatial_mean_gradient(ctx, grad):
     n, c, height, width = ctx.shape
-    return (grad * (1 / (height * width))).to(ctx.dtype).view(n, c, 1, 1).expand(ctx.shape)
+    return (grad * (1 / max(height * width, 1))).to(ctx.dtype).view(n, c, 1, 1).expand(ctx.shape)
 
 
 _library.impl("spatial_mean", reference.spatial_mean, "CompositeExplicitAutograd")
