@@ -139,7 +139,7 @@ def test_local_window_follows_each_input_or_is_fixed():
 
 def test_model_can_fix_the_windows_as_the_published_code_does():
     model = irnext.IRNeXt(blocks=1, width=8, low_pass="local")
-    model.fix_local_window(256, 256)
+    model.fix_local_window(256)
     windows = [[a.window for a in stage.layers[-1].msm.attentions] for stage in model.encoder]
     assert windows == [[(s, s) for s in sides] for sides in ((15, 30, 60), (7, 15, 30), (3, 7, 15))]
     model.fix_local_window(None)
@@ -249,6 +249,13 @@ def test_loss_follows_its_equations():
     assert irnext.DualDomainLoss()(half, target.bfloat16()).dtype == torch.float32
     with pytest.raises(ValueError, match="N and C must agree"):
         irnext.DualDomainLoss()([outputs[0][:1]], target)
+
+
+def test_empty_batches_and_the_meta_device():
+    model = irnext.IRNeXt(blocks=1, width=8).eval()
+    assert [tuple(y.shape) for y in model(torch.zeros(0, 3, 64, 96))][-1] == (0, 3, 64, 96)
+    outputs = model.to("meta")(torch.zeros(1, 3, 64, 96, device="meta"))
+    assert [tuple(y.shape) for y in outputs] == [(1, 3, 16, 24), (1, 3, 32, 48), (1, 3, 64, 96)]
 
 
 def test_models_survive_pickling_and_copying():

@@ -308,6 +308,95 @@ def test_pyramids_and_fused_convolution_follow_their_definitions():
     torch.testing.assert_close(ops.conv2d_bias_act(x, weight), plain - bias[:, None, None])
 
 
+@COMPILED
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sums_of_long_rows_keep_their_digits(layout):
+    torch.manual_seed(0)
+    x, u = (torch.randn(1, 16, 2, 50000).to(memory_format=layout) + 1 for _ in range(2))
+    kernel = torch.randn(1, 16, 3, 3)
+    assert_as_good_as_pytorch(
+        lambda x, k: ops.dynamic_conv2d(x, k, None, 1, "replicate"),
+        lambda x, k: reference.dynamic_conv2d(x, k, None, 1, "replicate"),
+        (x, kernel),
+        u,
+    )
+    torch.testing.assert_close(ops.spatial_mean(x).double(), x.double().mean((2, 3)), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["row", "column"])
+def test_bias_gradients_are_summed_in_float32(kind):
+    x = torch.zeros(1, 2, 300, 300, dtype=torch.float16)
+    bias = make_bias(kind, *x.shape).float().requires_grad_()
+    kernel = torch.zeros(1, 1, 3, 3)
+    y = ops.dynamic_conv2d(x, kernel, bias)
+    y.backward(torch.full_like(y, 300))  # 90000 is beyond float16
+    assert (bias.grad == 90000).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 0, 5), (1, 2, 5, 0), (0, 2, 5, 5)])
+def test_empty_planes_and_batches(shape):
+    for backend in BACKENDS:
+        with irnext.use_backend(backend):
+            x = torch.zeros(shape, requires_grad=True)
+            kernel = torch.zeros(shape[0], 1, 3, 3, requires_grad=True)
+            y = ops.dynamic_conv2d(x, kernel, padding_mode="zeros")
+            assert y.shape == shape
+            (y.sum() + ops.spatial_mean(x).nan_to_num().sum()).backward()
+            assert x.grad.shape == shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_modulated_filter_and_its_gradients(activation, backend):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 3, 5, dtype=torch.float64, requires_grad=True)
+    mean = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    gains = [
+        torch.randn(6, 1, 1, dtype=torch.float64, requires_grad=True),
+        *(torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)),
+    ]
+    with irnext.use_backend(backend):
+        kernel, bias = ops.modulated_filter(logits, mean, *gains, activation)
+        low, inner, high = (g.flatten() for g in gains)
+        functions = {
+            "tanh": torch.tanh,
+            "sigmoid": torch.sigmoid,
+            "softmax": lambda a: a.flatten(2).softmax(2).view_as(a),
+        }
+        attention = functions[activation](logits).repeat_interleave(3, 1)
+        expected = (low * (1 + inner))[:, None, None] * attention
+        expected[..., 1, 2] += 1 + high
+        torch.testing.assert_close(kernel, expected)
+        torch.testing.assert_close(bias, -low * inner * mean)
+        arguments = (logits, mean, *gains)
+        assert gradcheck(lambda *a: ops.modulated_filter(*a, activation), arguments, fast_mode=True)
+        assert gradgradcheck(lambda *a: ops.modulated_filter(*a, activation), arguments, fast_mode=True)
+    torch.library.opcheck(torch.ops.irnext.modulated_filter.default, (*arguments, activation))
+
+
+def test_modulated_filter_names_what_is_wrong():
+    logits, mean, gain = torch.zeros(2, 2, 3, 3), torch.zeros(2, 8), torch.zeros(8)
+    good = (logits, mean, gain, gain, gain)
+    for error, message, arguments in (
+        (ValueError, "must be", (logits[0], *good[1:])),
+        (ValueError, "groups", (torch.zeros(2, 3, 3, 3), *good[1:])),
+        (ValueError, "not both odd", (torch.zeros(2, 2, 2, 3), *good[1:])),
+        (ValueError, "inner has shape", (logits, mean, gain, gain[:3], gain)),
+        (TypeError, "high is torch.float64", (logits, mean, gain, gain, gain.double())),
+        (TypeError, "mean is torch.float16", tuple(t.half() for t in good)),
+        (ValueError, "unknown activation", (*good, "relu")),
+    ):
+        with pytest.raises(error, match=message):
+            ops.modulated_filter(*arguments)
+
+
+def test_forward_mode_derivatives_are_not_lost():
+    torch.manual_seed(0)
+    x, kernel, direction = torch.randn(1, 2, 5, 6), torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    _, tangent = torch.func.jvp(lambda k: ops.dynamic_conv2d(x, k), (kernel,), (direction,))
+    torch.testing.assert_close(tangent, ops.dynamic_conv2d(x, direction))
+
+
 def test_planes_of_one_pixel_where_the_mode_allows():
     x = torch.full((1, 2, 1, 1), 2.0)
     kernel = torch.ones(1, 1, 3, 3)
@@ -340,6 +429,7 @@ KERNEL = torch.zeros(2, 4, 3, 3)
         (TypeError, "bias is torch.int32", (X, KERNEL, torch.zeros(2, 8, dtype=torch.int32))),
         (ValueError, "kernel is on meta but x is on cpu", (X, KERNEL.to("meta"))),
         (ValueError, "dilation is 0", (X, KERNEL, None, 0)),
+        (ValueError, "reaches farther than 1024 pixels", (X, KERNEL, None, 2**57, "zeros")),
         (ValueError, "dilation 6.*smaller than the plane, which is 6x7", (X, KERNEL, None, 6)),
         (
             ValueError,
@@ -364,6 +454,7 @@ def test_a_wrong_argument_is_named(error, message, arguments, backend):
         (X, KERNEL, torch.zeros(2, 4)),
         (X, KERNEL, None, 0),
         (X, KERNEL, None, 6),
+        (X, KERNEL, None, 2**57, "zeros"),
         (X, KERNEL, None, 1, "circular"),
         (X.long(), KERNEL),
     ],
@@ -425,6 +516,10 @@ def test_the_chosen_backend_is_the_one_that_runs():
     with irnext.use_backend("reference"):
         assert count_operators() == 0
         with irnext.use_backend("cpu"):
+            assert count_operators() == 1
+        assert count_operators() == 0
+        again = irnext.use_backend("cpu")
+        with again, again:
             assert count_operators() == 1
         assert count_operators() == 0
     assert count_operators() == 1

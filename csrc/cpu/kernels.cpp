@@ -562,17 +562,20 @@ void forward_channels_last(const ForwardCall& call, int64_t begin, int64_t end) 
   }
 }
 
-// Sums of u * shifted x over one row, one whole block of channels, for a 3x3 filter without dilation.
+// Sums of u * shifted x over pixels [begin, end) of a row, one whole block of channels, for a 3x3 filter
+// without dilation.
 template <class T>
 __attribute__((noinline)) void correlate_pixels_3x3(const T* u, int64_t u_step, const T* const* rows, int64_t step,
-                                                    int64_t width, Padding padding, Vec<Acc<T>>* sums) {
+                                                    int64_t begin, int64_t end, int64_t width, Padding padding,
+                                                    Vec<Acc<T>>* sums) {
   using V = Vec<Acc<T>>;
-  const int64_t before = source_index(-1, width, padding), after = source_index(width, width, padding);
+  const int64_t before = source_index(begin - 1, width, padding), after = source_index(width, width, padding);
   const T *r0 = rows[0], *r1 = rows[1], *r2 = rows[2];
   V s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{}, s8{};
-  V left0{}, left1{}, left2{}, middle0 = load(r0), middle1 = load(r1), middle2 = load(r2);
+  V left0{}, left1{}, left2{};
+  V middle0 = load(r0 + begin * step), middle1 = load(r1 + begin * step), middle2 = load(r2 + begin * step);
   if (before >= 0) left0 = load(r0 + before * step), left1 = load(r1 + before * step), left2 = load(r2 + before * step);
-  for (int64_t x = 0; x < width; ++x) {
+  for (int64_t x = begin; x < end; ++x) {
     const V grad = load(u + x * u_step);
     const int64_t column = x + 1 < width ? x + 1 : after;
     V right0{}, right1{}, right2{};
@@ -598,22 +601,40 @@ void correlate_pixels(const DynamicConvShape& s, const T* u, int64_t u_step, con
     for (int64_t lane = 0; lane < count; ++lane) sums[t * stride + c + lane] += double(value[lane]);
   };
   if (s.kh == 3 && s.kw == 3 && s.dilation == 1 && count == kLanes<Acc<T>> && rows[0] && rows[2]) {
-    V found[9];
     const T* const block[3] = {rows[0] + c, rows[1] + c, rows[2] + c};
-    correlate_pixels_3x3(u + c, u_step, block, step, s.w, s.padding, found);
-    for (int t = 0; t < 9; ++t) add(t, found[t]);
+    for (int64_t begin = 0; begin < s.w; begin += kFlush) {
+      V found[9];
+      const int64_t end = least(begin + kFlush, s.w);
+      correlate_pixels_3x3(u + c, u_step, block, step, begin, end, s.w, s.padding, found);
+      for (int t = 0; t < 9; ++t) add(t, found[t]);
+    }
     return;
   }
   for (int64_t i = 0; i < s.kh; ++i)
     for (int64_t j = 0; rows[i] && j < s.kw; ++j) {
-      V sum = {};
-      for (int64_t x = 0; x < s.w; ++x) {
-        const int64_t column = source_index(x + j * s.dilation - rw, s.w, s.padding);
-        if (column >= 0)
-          sum += load_block(u + x * u_step + c, count) * load_block(rows[i] + column * step + c, count);
+      for (int64_t begin = 0; begin < s.w; begin += kFlush) {
+        V sum = {};
+        for (int64_t x = begin; x < least(begin + kFlush, s.w); ++x) {
+          const int64_t column = source_index(x + j * s.dilation - rw, s.w, s.padding);
+          if (column >= 0)
+            sum += load_block(u + x * u_step + c, count) * load_block(rows[i] + column * step + c, count);
+        }
+        add(i * s.kw + j, sum);
       }
-      add(i * s.kw + j, sum);
     }
+}
+
+// sums[channel] += the pixels of one row, in lanes of float for no longer than kFlush pixels.
+template <class T>
+void sum_pixels(const T* row, int64_t step, int64_t width, int64_t channels, double* sums) {
+  using A = Acc<T>;
+  for_blocks<A>(channels, [&](int64_t c, int64_t count) {
+    for (int64_t begin = 0; begin < width; begin += kFlush) {
+      Vec<A> sum = {};
+      for (int64_t x = begin; x < least(begin + kFlush, width); ++x) sum += load_block(row + x * step + c, count);
+      for (int64_t lane = 0; lane < count; ++lane) sums[c + lane] += double(sum[lane]);
+    }
+  });
 }
 
 template <class T>
@@ -650,11 +671,7 @@ void backward_channels_last(const BackwardCall& call, int64_t begin, int64_t end
         });
       }
       if (grad_sums)
-        for_blocks<A>(s.c, [&](int64_t c, int64_t count) {
-          V sum = {};
-          for (int64_t x = 0; x < s.w; ++x) sum += load_block(u + x * step + c, count);
-          for (int64_t lane = 0; lane < count; ++lane) grad_sums[c + lane] += double(sum[lane]);
-        });
+        sum_pixels(u, step, s.w, s.c, grad_sums);
       if (!want_dx) continue;
       const int64_t row_count = adjoint_pairs(y, s.h, s.kh, s.dilation, s.padding, row_pairs.get());
       const bool inner_row = is_inner(y, s.h, rh);
@@ -734,18 +751,13 @@ void mean_rows(const MeanCall& call, int64_t begin, int64_t end) {
 
 template <class T>
 void mean_channels_last(const MeanCall& call, int64_t begin, int64_t end) {
-  using A = Acc<T>;
   for (int64_t task = begin; task < end; ++task) {
     const Band band(call.tasks, task, call.c, call.h);
     double* sums = call.partial + task * call.c;
     std::memset(sums, 0, call.c * sizeof(double));
     for (int64_t y = band.begin; y < band.end; ++y) {
       const T* row = at<T>(call.x, band.n, 0, y);
-      for_blocks<A>(call.c, [&](int64_t c, int64_t count) {
-        Vec<A> sum = {};
-        for (int64_t x = 0; x < call.w; ++x) sum += load_block(row + x * call.x.strides.w + c, count);
-        for (int64_t lane = 0; lane < count; ++lane) sums[c + lane] += double(sum[lane]);
-      });
+      sum_pixels(row, call.x.strides.w, call.w, call.c, sums);
     }
   }
 }
