@@ -31,7 +31,7 @@ clean:
 $(VENV)/torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=77' wheel
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet $(TORCH) numpy
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
