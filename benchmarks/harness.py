@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 import irnext
+from irnext.info import processor
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -217,15 +218,6 @@ def peak_memory(build: Callable[..., Callable], *arguments) -> int:
 # ---- the record ----------------------------------------------------------------------------------
 
 
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match.group(1).strip() if match else platform.machine()
-
-
 def _commit() -> str | None:
     """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
 
@@ -242,7 +234,7 @@ def _commit() -> str | None:
 def machine() -> dict[str, Any]:
     """What a figure depends on: processor, threads, versions, commit and date."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],

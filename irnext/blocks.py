@@ -13,7 +13,7 @@ from . import ops
 from .published import PublishedNames
 
 LOW_PASS = ("global", "local", "exact")
-ACTIVATIONS = ("tanh", "sigmoid", "softmax")
+ACTIVATIONS = ops.ACTIVATIONS
 POOLINGS = ("average", "max", "convolution")
 BRANCHES = ("lam", "lam-no-fm", "conv")
 

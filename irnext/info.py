@@ -27,7 +27,7 @@ def collect() -> dict:
             "jpeg decoder": jpeg_decoder(),
         },
         "cpu": {
-            "processor": _cpu_model(),
+            "processor": processor(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
         },
@@ -47,7 +47,8 @@ def jpeg_decoder() -> str:
     return f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
 
 
-def _cpu_model() -> str:
+def processor() -> str:
+    """The name of the machine's processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

@@ -207,8 +207,8 @@ class RowRing {
 // one is given. KH and KW are the filter's sides, or 0 where they are known at run time only. Slack
 // tells that `out` and the row of init may be used up to the next whole vector.
 template <int KH, int KW, bool Slack, class T>
-IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
-                int64_t count, Acc<T> init, const Acc<T>* init_row) {
+IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw,
+                              int64_t dilation, int64_t count, Acc<T> init, const Acc<T>* init_row) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   if constexpr (KH > 0) kh = KH;
@@ -242,8 +242,8 @@ IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* t
 }
 
 template <bool Slack, class T>
-IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw, int64_t dilation,
-                int64_t count, Acc<T> init, const Acc<T>* init_row) {
+IRNEXT_INLINE void filter_row(T* out, const Acc<T>* const* rows, const Acc<T>* taps, int64_t kh, int64_t kw,
+                              int64_t dilation, int64_t count, Acc<T> init, const Acc<T>* init_row) {
   if (kh == 3 && kw == 3)
     filter_row<3, 3, Slack>(out, rows, taps, kh, kw, dilation, count, init, init_row);
   else
@@ -299,8 +299,8 @@ void correlate_row(Vec<A>* sums, const A* u, const A* const* rows, int64_t kh, i
 // The same for a 3x3 filter, straight from the rows of x: it is the gradient that is shifted, whose
 // margins are zero, and the few columns that the border rule shows are added one by one, to `edges`.
 template <class T>
-IRNEXT_INLINE void correlate_row_in_place(Vec<Acc<T>>* sums, double* edges, const Acc<T>* u, const T* const* rows, int64_t dilation,
-                                          int64_t width, Padding padding) {
+IRNEXT_INLINE void correlate_row_in_place(Vec<Acc<T>>* sums, double* edges, const Acc<T>* u, const T* const* rows,
+                                          int64_t dilation, int64_t width, Padding padding) {
   using A = Acc<T>;
   constexpr int64_t lanes = kLanes<A>;
   Vec<A> local[9] = {};
