@@ -244,7 +244,7 @@ def machine() -> dict[str, Any]:
         "irnext": irnext.__version__,
         "backends": [name for name, status in irnext.backends().items() if status.available],
         "commit": _commit(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
