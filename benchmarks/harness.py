@@ -264,8 +264,10 @@ def write_results(
 ) -> Path:
     """Write `root`/<machine>/`name`.json, whole or not at all, and return its path.
 
-    `here` is `machine()` as it was when the run began.
+    `here` is `machine()` as it was when the run began. Of the options, the folder of the results is
+    left out: it says nothing about the figures.
     """
+    options = {key: value for key, value in options.items() if key != "results"}
     slug = re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['cores']} cores".lower()).strip("-")
     path = root / slug / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
