@@ -162,10 +162,7 @@ class LocalAttention(PublishedNames):
                 window = self.window or local_window(*z.shape[2:])
                 bias = (-low[:, None, None] * inner * ops.local_mean(z, window)).to(z.dtype)
             return kernel, bias
-        if self.activation == "softmax":
-            attention = logits.flatten(2).softmax(-1).view_as(logits)
-        else:
-            attention = logits.tanh() if self.activation == "tanh" else logits.sigmoid()
+        attention = ops.activate(logits, self.activation)
         centre = torch.zeros_like(logits[:1, :1])
         centre[..., self.kernel_size // 2, self.kernel_size // 2] = 1
         if self.low_pass is None:

@@ -1,1 +1,1 @@
-"""Triton kernels of irnext, imported as `irnext.kernels`."""
+"""The place of the Triton kernels, imported as `irnext.kernels`; this release has none yet."""

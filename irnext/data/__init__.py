@@ -1,1 +1,1 @@
-"""Degradations and data sets."""
+"""Degradations of clean pictures."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from .dispatch import BackendStatus, backends, implementation, use_backend
+from .reference import activate
 
 __all__ = [
     "BackendStatus",
+    "activate",
     "backends",
     "conv2d_bias_act",
     "dynamic_conv2d",

@@ -64,7 +64,8 @@ def spatial_mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), dtype=accumulation_dtype(x.dtype))
 
 
-def _attention(logits: Tensor, activation: str) -> Tensor:
+def activate(logits: Tensor, activation: str) -> Tensor:
+    """Attention weights from their logits (N, G, kh, kw): tanh, sigmoid, or softmax over the taps."""
     if activation == "softmax":
         return logits.flatten(2).softmax(-1).view_as(logits)
     return logits.tanh() if activation == "tanh" else logits.sigmoid()
@@ -76,7 +77,7 @@ def modulated_filter(
     """See `irnext.ops.modulated_filter`."""
     low, inner, high = low.flatten(), inner.flatten(), high.flatten()
     _, groups, rows, columns = logits.shape
-    attention = _attention(logits, activation).repeat_interleave(len(low) // groups, 1)
+    attention = activate(logits, activation).repeat_interleave(len(low) // groups, 1)
     centre = logits.new_zeros(rows, columns)
     centre[rows // 2, columns // 2] = 1
     kernel = (low * (1 + inner))[:, None, None] * attention + (1 + high)[:, None, None] * centre
@@ -95,7 +96,7 @@ def modulated_filter_backward(
     """Gradients of `modulated_filter` for logits and mean, in their shapes, and low, inner, high: (C)."""
     n, groups, rows, columns = logits.shape
     flat_low, flat_inner = low.flatten(), inner.flatten()
-    attention = _attention(logits, activation)
+    attention = activate(logits, activation)
     by_group = grad_kernel.reshape(n, groups, -1, rows, columns)
     response = (attention[:, :, None] * by_group).sum((-2, -1)).flatten(1)  # (N, C)
     offset = mean * grad_bias
