@@ -63,6 +63,16 @@ class LogitNorm(nn.BatchNorm2d):
             raise ValueError(f"expected (N, C) or (N, C, H, W), got {tuple(x.shape)}")
 
 
+def _is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether the module is of this very class and nothing is hooked to it: its call may then be left out."""
+    return type(module) is cls and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
 class LocalAttention(PublishedNames):
     """Local attention with filter modulation (LAM, Fig. 3e): a filter predicted from the picture.
 
@@ -137,13 +147,44 @@ class LocalAttention(PublishedNames):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(self, z: Tensor) -> Tensor:
+        if self.is_published():
+            return self.whole(z)
         # The few numbers per plane stay in the parameters' precision, also under autocast.
         with full_precision(z.device.type):
-            mean = ops.spatial_mean(z)
-            kernel, bias = self.predict(mean, z)
-        if self.low_pass == "local":
-            return ops.dynamic_conv2d(z, kernel) + bias  # quicker than a bias that varies within
+            kernel, bias = self.predict(ops.spatial_mean(z), z)
         return ops.dynamic_conv2d(z, kernel, bias)
+
+    def is_published(self) -> bool:
+        """Whether this is the published attention throughout: nothing replaced, hooked or taken out."""
+        norm = self.norm
+        return (
+            self.low_pass in ("global", "local")
+            and _is_plain(self.project, nn.Conv2d)
+            and _is_plain(norm, LogitNorm)
+            and norm.running_mean is not None
+            and not (norm.training and norm.running_mean.element_size() < 4)
+        )
+
+    def whole(self, z: Tensor) -> Tensor:
+        """y by one operator, which predicts the filter and applies it."""
+        norm, wide = self.norm, torch.promote_types(z.dtype, torch.float32)
+        parameters = (self.project.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        gains = (self.low_gain, self.inner_gain, self.high_gain)
+        window = self.window or local_window(*z.shape[2:]) if self.low_pass == "local" else None
+        y, _, mean, var = ops.local_attention(
+            z,
+            *(parameter.to(wide) for parameter in (*parameters, *gains)),
+            (self.kernel_size, self.kernel_size),
+            norm.training,
+            norm.eps,
+            self.activation,
+            window,
+        )
+        if norm.training:
+            running = norm.running_mean, norm.running_var
+            batch = (statistic.to(norm.running_mean.dtype) for statistic in (mean, var))
+            ops.update_statistics(*running, norm.num_batches_tracked, *batch, len(z), norm.momentum)
+        return y
 
     def logits(self, mean: Tensor) -> Tensor:
         """BN(W m): (N, G, K, K) from the plane means (N, C); Eq. 3 before its activation."""
@@ -153,24 +194,23 @@ class LocalAttention(PublishedNames):
 
     def predict(self, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The filter, (N, C, K, K) or (N, G, K, K), and the bias that give y in one `dynamic_conv2d`."""
-        logits = self.logits(mean)
-        if self.low_pass in ("global", "local"):
-            gains = (self.low_gain, self.inner_gain, self.high_gain)
-            low, inner, high = (gain.to(mean.dtype) for gain in gains)
-            kernel, bias = ops.modulated_filter(logits, mean, low, inner, high, self.activation)
-            if self.low_pass == "local":
-                window = self.window or local_window(*z.shape[2:])
-                bias = (-low[:, None, None] * inner * ops.local_mean(z, window)).to(z.dtype)
-            return kernel, bias
-        attention = ops.activate(logits, self.activation)
-        centre = torch.zeros_like(logits[:1, :1])
+        attention = ops.activate(self.logits(mean), self.activation)
+        centre = torch.zeros_like(attention[:1, :1])
         centre[..., self.kernel_size // 2, self.kernel_size // 2] = 1
         if self.low_pass is None:
             return attention + centre, None
         attention = attention.repeat_interleave(self.channels // self.groups, 1)
-        low = attention.mean((2, 3), keepdim=True)
-        weight = self.high_pass_weight.to(mean.dtype)[:, None, None]
-        return low + weight * (attention - low) + centre, None
+        if self.low_pass == "exact":
+            low = attention.mean((2, 3), keepdim=True)
+            weight = self.high_pass_weight.to(mean.dtype)[:, None, None]
+            return low + weight * (attention - low) + centre, None
+        gains = (self.low_gain, self.inner_gain, self.high_gain)
+        low, inner, high = (gain.flatten().to(mean.dtype) for gain in gains)
+        kernel = (low * (1 + inner))[:, None, None] * attention + (1 + high)[:, None, None] * centre
+        if self.low_pass == "global":
+            return kernel, -low * inner * mean
+        window = self.window or local_window(*z.shape[2:])
+        return kernel, (-low * inner)[:, None, None] * ops.local_mean(z, window)
 
     def extra_repr(self) -> str:
         return (

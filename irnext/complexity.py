@@ -140,7 +140,6 @@ _FORMULAS: dict[Callable, tuple[str, ...]] = {
         "aten::avg_pool2d",
         "aten::_adaptive_avg_pool2d",
         "irnext::spatial_mean",
-        "irnext::modulated_filter",  # the activation of its logits
     ),
     _normalisation: (
         "aten::native_batch_norm",

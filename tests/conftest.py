@@ -12,11 +12,19 @@ import pytest
 import torch
 from torch import nn
 
+import irnext
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 torch.set_num_threads(1)  # small tensors: threads would only wait for each other
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# The backends that serve CPU tensors here; Triton's interpreter needs a process of its own.
+CPU_BACKENDS = [name for name in ("reference", "cpu", "cuda-host") if irnext.backends()[name]]
+# Every backend with the device it serves.
+SERVED = [("cpu", name) for name in CPU_BACKENDS] + [
+    pytest.param("cuda", name, marks=pytest.mark.gpu) for name in ("reference", "cuda", "triton")
+]
 
 
 def pytest_runtest_setup(item):

@@ -8,20 +8,15 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES, draw, load_fixture, published_state_dict, randomise, relative_error
+from conftest import SERVED, draw, load_fixture, published_state_dict, randomise, relative_error
 
 import irnext
 from irnext.blocks import local_window
 
-BACKENDS = [name for name, status in irnext.backends().items() if status]
 
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("device", "backend"), SERVED)
 @pytest.mark.parametrize("low_pass", ["global", "local"])
 def test_model_gives_the_published_numbers(low_pass, device, backend):
-    if backend == "cpu" and device != "cpu":
-        pytest.skip("the cpu backend serves CPU tensors")
     fixture = load_fixture(f"model-{low_pass}")
     model = irnext.IRNeXt(blocks=int(fixture["blocks"]), low_pass=low_pass).to(device).double().eval()
     model.load_state_dict(published_state_dict(int(fixture["blocks"]), int(fixture["seed"])))
@@ -31,15 +26,15 @@ def test_model_gives_the_published_numbers(low_pass, device, backend):
         assert relative_error(output, fixture[name]) < 1e-9
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_training_step_gives_the_published_numbers(backend):
+@pytest.mark.parametrize(("device", "backend"), SERVED)
+def test_training_step_gives_the_published_numbers(device, backend):
     fixture = load_fixture("train-global")
-    model = irnext.IRNeXt(blocks=int(fixture["blocks"])).double()
+    model = irnext.IRNeXt(blocks=int(fixture["blocks"])).to(device).double()
     model.load_state_dict(published_state_dict(int(fixture["blocks"]), int(fixture["seed"])))
     loss = irnext.DualDomainLoss()
-    target = torch.from_numpy(fixture["target"])
+    target = torch.from_numpy(fixture["target"]).to(device)
     with irnext.use_backend(backend):
-        outputs = model(torch.from_numpy(fixture["x"]))
+        outputs = model(torch.from_numpy(fixture["x"]).to(device))
         total = loss(outputs, target)
         total.backward()
     spatial, frequency = loss.parts(outputs, target)
@@ -56,19 +51,19 @@ def test_training_step_gives_the_published_numbers(backend):
     np.testing.assert_allclose(means, fixture["buffer_means"], rtol=1e-9)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("device", "backend"), SERVED)
 @pytest.mark.parametrize("name", ["lam-global-eval", "lam-global-train", "lam-local-eval"])
-def test_attention_gives_the_published_numbers(name, backend):
+def test_attention_gives_the_published_numbers(name, device, backend):
     fixture = load_fixture(name)
     module = irnext.LocalAttention(int(fixture["channels"]), low_pass=str(fixture["low_pass"]))
-    module = module.double().train(bool(fixture["train"]))
+    module = module.to(device).double().train(bool(fixture["train"]))
     shapes = {key: tuple(value.shape) for key, value in module.official_state_dict().items()}
     weights = {key: draw(key, shape, int(fixture["seed"])) for key, shape in shapes.items()}
     module.load_state_dict(weights)
-    x = torch.from_numpy(fixture["x"]).requires_grad_()
+    x = torch.from_numpy(fixture["x"]).to(device).requires_grad_()
     with irnext.use_backend(backend):
         y = module(x)
-        y.backward(torch.from_numpy(fixture["grad_output"]))
+        y.backward(torch.from_numpy(fixture["grad_output"]).to(device))
     assert relative_error(y, fixture["y"]) < 1e-9
     assert relative_error(x.grad, fixture["grad_x"]) < 1e-9
     for key, parameter in module.named_parameters():
@@ -77,7 +72,7 @@ def test_attention_gives_the_published_numbers(name, backend):
     for key, buffer in module.named_buffers():
         if "centre" not in key:
             expected = fixture["buffer_" + module.official_name(key).replace(".", "_")]
-            np.testing.assert_allclose(buffer.double().numpy(), expected, rtol=1e-9)
+            np.testing.assert_allclose(buffer.double().cpu().numpy(), expected, rtol=1e-9)
 
 
 def direct_attention(module: irnext.LocalAttention, z: torch.Tensor) -> torch.Tensor:
@@ -119,6 +114,36 @@ def test_attention_of_a_sample_does_not_depend_on_the_others():
     z = torch.randn(4, 16, 9, 9)
     torch.testing.assert_close(module(z)[2:3], module(z[2:3]))
     assert module(z[:0]).shape == (0, 16, 9, 9)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("low_pass", ["global", "local"])
+def test_an_attention_with_replaced_or_hooked_parts_gives_the_same(low_pass, training):
+    torch.manual_seed(0)
+    plain = randomise(irnext.LocalAttention(16, low_pass=low_pass)).double().train(training)
+    hooked, replaced = copy.deepcopy(plain), copy.deepcopy(plain)
+    seen = []
+    hooked.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    replaced.norm = torch.nn.BatchNorm1d(plain.norm.num_features, dtype=torch.float64).train(training)
+    replaced.norm.load_state_dict(plain.norm.state_dict())
+    z = torch.randn(3, 16, 9, 8, dtype=torch.float64)
+    results = []
+    for module in (plain, hooked, replaced):
+        y = module(z.requires_grad_())
+        results.append([y, *torch.autograd.grad(y.sin().sum(), (z, *module.parameters())), *module.buffers()])
+    assert len(seen) == 1
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other)
+
+
+def test_a_half_precision_attention_filters_as_well_as_its_parameters_allow():
+    torch.manual_seed(0)
+    exact = randomise(irnext.LocalAttention(16)).bfloat16().double().eval()
+    module = copy.deepcopy(exact).bfloat16()
+    z = torch.randn(2, 16, 9, 8).bfloat16()
+    y = module(z)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), exact(z.double()), rtol=2**-8, atol=2**-8)
 
 
 def test_local_window_follows_each_input_or_is_fixed():

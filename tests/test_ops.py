@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import DEVICES
+from conftest import CPU_BACKENDS, DEVICES
 from torch.autograd import gradcheck, gradgradcheck
 
 import irnext
@@ -170,10 +170,7 @@ def test_results_do_not_depend_on_the_number_of_threads(layout):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-BACKENDS = [name for name, status in irnext.backends().items() if status]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("bias_kind", BIASES)
 @pytest.mark.parametrize("size", [(3, 3), (1, 5), (5, 1), (5, 5)])
@@ -195,7 +192,7 @@ def test_gradients_and_their_gradients(mode, dilation, size, bias_kind, per_chan
         assert gradgradcheck(function, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_exhaustive_gradient_check_of_the_published_filter(backend):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 4, 5, dtype=torch.float64, requires_grad=True)
@@ -232,7 +229,6 @@ def test_registration_is_complete(bias_kind, layout, device):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("local_mean", ([3, 5],)),
         ("pool_pyramid", ([4, 2],)),
         ("merge_pyramid", ([torch.randn(2, 4, 3, 4), torch.randn(2, 4, 5, 6)],)),
         ("conv2d_bias_act", (torch.randn(3, 4, 3, 3), torch.randn(3), "gelu", torch.randn(2, 3, 8, 9))),
@@ -265,16 +261,24 @@ def direct_local_mean(x, window):
     return mean[:, :, i][:, :, :, j]
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("window", [(1, 1), (3, 4), (6, 5), (9, 11), (100, 2)])
-def test_local_mean_follows_the_definition(window):
+def test_local_mean_follows_the_definition(window, backend):
+    torch.manual_seed(0)
     x = torch.randn(2, 3, 9, 11, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(ops.local_mean(x, window), direct_local_mean(x, window))
-    assert gradcheck(lambda x: ops.local_mean(x, window), x, fast_mode=True)
-    for dtype in (torch.float16, torch.bfloat16):
-        # Large values: a running sum in half precision would overflow or lose everything.
-        big = (1000 + torch.randn(1, 1, 200, 300)).to(dtype)
-        expected = direct_local_mean(big.double(), window)
-        torch.testing.assert_close(ops.local_mean(big, window), expected.to(dtype))
+    with irnext.use_backend(backend):
+        torch.testing.assert_close(ops.local_mean(x, window), direct_local_mean(x, window))
+        assert gradcheck(lambda x: ops.local_mean(x, window), x, fast_mode=True)
+        assert gradgradcheck(lambda x: ops.local_mean(x, window), x, fast_mode=True)
+        for dtype in (torch.float16, torch.bfloat16):
+            # Large values: a running sum in half precision would overflow or lose everything.
+            big = (1000 + torch.randn(1, 1, 50, 70)).to(dtype)
+            expected = direct_local_mean(big.double(), window)
+            torch.testing.assert_close(ops.local_mean(big, window), expected.to(dtype))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaf = x.detach().to(memory_format=layout).requires_grad_()
+        torch.library.opcheck(torch.ops.irnext.local_mean.default, (leaf, window))
+        torch.library.opcheck(torch.ops.irnext.local_mean_backward.default, (leaf, window))
 
 
 def test_pyramids_and_fused_convolution_follow_their_definitions():
@@ -335,7 +339,7 @@ def test_bias_gradients_are_summed_in_float32(kind):
 
 @pytest.mark.parametrize("shape", [(1, 2, 0, 5), (1, 2, 5, 0), (0, 2, 5, 5)])
 def test_empty_planes_and_batches(shape):
-    for backend in BACKENDS:
+    for backend in CPU_BACKENDS:
         with irnext.use_backend(backend):
             x = torch.zeros(shape, requires_grad=True)
             kernel = torch.zeros(shape[0], 1, 3, 3, requires_grad=True)
@@ -345,49 +349,139 @@ def test_empty_planes_and_batches(shape):
             assert x.grad.shape == shape
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+def attention_inputs(n: int = 3, c: int = 6, size=(5, 7), groups: int = 2, kernel_size=(3, 3)):
+    """x, the parameters and the statistics of one local attention in float64, and u; gains are not zero."""
+    taps = groups * kernel_size[0] * kernel_size[1]
+
+    def numbers(*shape):
+        return torch.randn(shape, dtype=torch.float64)
+
+    x, u = numbers(n, c, *size), numbers(n, c, *size)
+    parameters = (numbers(taps, c) / c**0.5, 1 + 0.3 * numbers(taps), 0.3 * numbers(taps))
+    statistics = (0.1 * numbers(taps), 0.5 + numbers(taps).square())
+    return x, parameters, statistics, (numbers(c), numbers(c, 1, 1), numbers(c)), u
+
+
+def published_attention(x, parameters, statistics, gains, kernel_size, training, activation, window):
+    """y by the published steps, independent of the operators: unfold, weight, sum, modulate."""
+    weight, norm_weight, norm_bias = parameters
+    n, _, height, width = x.shape
+    mean = x.mean((2, 3))
+    z = mean @ weight.flatten(1).T
+    centre, spread = (z.mean(0), z.var(0, correction=0)) if training else statistics
+    logits = (z - centre) / (spread + 1e-5).sqrt() * norm_weight + norm_bias
+    logits = logits.view(n, -1, kernel_size[0] * kernel_size[1])
+    attention = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "softmax": lambda a: a.softmax(2)}[activation](
+        logits
+    )
+    rows, columns = kernel_size[0] // 2, kernel_size[1] // 2
+    padded = torch.nn.functional.pad(x, (columns, columns, rows, rows), "reflect")
+    copies = torch.nn.functional.unfold(padded, kernel_size).view(
+        n, attention.shape[1], -1, logits.shape[2], height * width
+    )
+    response = (copies * attention[:, :, None, :, None]).sum(3).view_as(x)
+    low, inner, high = (gain.view(-1, 1, 1) for gain in gains)
+    around = mean[..., None, None] if window is None else direct_local_mean(x, window)
+    return low * ((1 + inner) * response - inner * around) + (1 + high) * x
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("window", [None, (2, 5)])
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
-def test_modulated_filter_and_its_gradients(activation, backend):
+def test_local_attention_follows_the_published_steps(activation, window, training, backend):
     torch.manual_seed(0)
-    logits = torch.randn(2, 2, 3, 5, dtype=torch.float64, requires_grad=True)
-    mean = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
-    gains = [
-        torch.randn(6, 1, 1, dtype=torch.float64, requires_grad=True),
-        *(torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2)),
-    ]
+    for kernel_size in ((3, 3), (5, 3)):
+        x, parameters, statistics, gains, u = attention_inputs(kernel_size=kernel_size)
+        inputs = [t.requires_grad_() for t in (x, *parameters, *gains)]
+
+        def ours(x, *rest, statistics=statistics, size=kernel_size):
+            return ops.local_attention(
+                x, *rest[:3], *statistics, *rest[3:], size, training, 1e-5, activation, window
+            )
+
+        with irnext.use_backend(backend):
+            y, mean, logit_mean, logit_var = ours(*inputs)
+            found = torch.autograd.grad(y, inputs, u)
+        z = x.mean((2, 3)) @ parameters[0].T
+        torch.testing.assert_close(mean, x.mean((2, 3)))
+        if training:
+            torch.testing.assert_close(logit_mean, z.mean(0))
+            torch.testing.assert_close(logit_var, z.var(0, correction=0))
+        expected = published_attention(
+            x, parameters, statistics, gains, kernel_size, training, activation, window
+        )
+        torch.testing.assert_close(y, expected)
+        for f, e in zip(found, torch.autograd.grad(expected, inputs, u), strict=True):
+            torch.testing.assert_close(f, e)
     with irnext.use_backend(backend):
-        kernel, bias = ops.modulated_filter(logits, mean, *gains, activation)
-        low, inner, high = (g.flatten() for g in gains)
-        functions = {
-            "tanh": torch.tanh,
-            "sigmoid": torch.sigmoid,
-            "softmax": lambda a: a.flatten(2).softmax(2).view_as(a),
-        }
-        attention = functions[activation](logits).repeat_interleave(3, 1)
-        expected = (low * (1 + inner))[:, None, None] * attention
-        expected[..., 1, 2] += 1 + high
-        torch.testing.assert_close(kernel, expected)
-        torch.testing.assert_close(bias, -low * inner * mean)
-        arguments = (logits, mean, *gains)
-        assert gradcheck(lambda *a: ops.modulated_filter(*a, activation), arguments, fast_mode=True)
-        assert gradgradcheck(lambda *a: ops.modulated_filter(*a, activation), arguments, fast_mode=True)
-    torch.library.opcheck(torch.ops.irnext.modulated_filter.default, (*arguments, activation))
+        assert gradcheck(lambda *a: ours(*a)[0], inputs, fast_mode=True)
+        assert gradgradcheck(lambda *a: ours(*a)[0], inputs, fast_mode=True)
+    torch.library.opcheck(
+        torch.ops.irnext.local_attention.default,
+        (*inputs[:4], *statistics, *inputs[4:], kernel_size, training, 1e-5, activation, window),
+    )
 
 
-def test_modulated_filter_names_what_is_wrong():
-    logits, mean, gain = torch.zeros(2, 2, 3, 3), torch.zeros(2, 8), torch.zeros(8)
-    good = (logits, mean, gain, gain, gain)
+def test_only_wanted_gradients_of_the_attention_are_given():
+    x, parameters, statistics, gains, u = attention_inputs()
+    gains[1].requires_grad_()
+    y = ops.local_attention(x, *parameters, *statistics, *gains)[0]
+    (found,) = torch.autograd.grad(y, gains[1], u)
+    expected = published_attention(x, parameters, statistics, gains, (3, 3), False, "tanh", None)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, gains[1], u)[0])
+
+
+def test_local_attention_names_what_is_wrong():
+    x, parameters, statistics, gains, _ = attention_inputs()
+    weight, norm_weight, norm_bias = parameters
+
+    def call(x=x, weight=weight, norm_bias=norm_bias, statistics=statistics, gains=gains, **options):
+        return ops.local_attention(x, weight, norm_weight, norm_bias, *statistics, *gains, **options)
+
     for error, message, arguments in (
-        (ValueError, "must be", (logits[0], *good[1:])),
-        (ValueError, "groups", (torch.zeros(2, 3, 3, 3), *good[1:])),
-        (ValueError, "not both odd", (torch.zeros(2, 2, 2, 3), *good[1:])),
-        (ValueError, "inner has shape", (logits, mean, gain, gain[:3], gain)),
-        (TypeError, "high is torch.float64", (logits, mean, gain, gain, gain.double())),
-        (TypeError, "mean is torch.float16", tuple(t.half() for t in good)),
-        (ValueError, "unknown activation", (*good, "relu")),
+        (ValueError, r"x must be \(N, C, H, W\)", {"x": x[0]}),
+        (ValueError, "smaller than the plane, which is 1x7", {"x": x[:, :, :1]}),
+        (ValueError, "kernel_size is", {"kernel_size": (2, 3)}),
+        (ValueError, "weight is", {"weight": weight[:-1]}),
+        (ValueError, "weight is", {"weight": weight[:, :-1]}),
+        (ValueError, "norm_bias has shape", {"norm_bias": norm_bias[1:]}),
+        (ValueError, "low has shape", {"gains": (gains[0][1:], *gains[1:])}),
+        (ValueError, "running_mean is None", {"statistics": (None, None)}),
+        (ValueError, "norm_bias is on meta but x is on cpu", {"norm_bias": norm_bias.to("meta")}),
+        (TypeError, "weight is torch.float32: for x in torch.float64", {"weight": weight.float()}),
+        (TypeError, "for x in torch.float16 it must be torch.float32", {"x": x.half()}),
+        (ValueError, "more than one sample", {"x": x[:1], "training": True}),
+        (ValueError, "unknown activation 'relu'", {"activation": "relu"}),
+        (ValueError, "window is", {"window": (0, 3)}),
     ):
         with pytest.raises(error, match=message):
-            ops.modulated_filter(*arguments)
+            call(**arguments)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_move_as_those_of_batch_normalisation(momentum, backend):
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm1d(5, momentum=momentum).double()
+    running = norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone()
+    with irnext.use_backend(backend):
+        for n in (2, 7):
+            z = torch.randn(n, 5, dtype=torch.float64)
+            norm(z)
+            ops.update_statistics(*running, z.mean(0), z.var(0, correction=0), n, momentum)
+    for found, expected in zip(running, norm.buffers(), strict=True):
+        torch.testing.assert_close(found, expected)
+    good = (*running, torch.zeros(5).double(), torch.ones(5).double(), 2, 0.1)
+    torch.library.opcheck(torch.ops.irnext.update_statistics.default, good)
+    for error, message, arguments in (
+        (ValueError, "one shape", (*good[:3], torch.zeros(4), *good[4:])),
+        (ValueError, "count is 1", (*good[:5], 1, 0.1)),
+        (ValueError, "int64", (*good[:2], torch.zeros(1), *good[3:])),
+        (TypeError, "float32 or all float64", (*good[:3], good[3].float(), *good[4:])),
+    ):
+        with pytest.raises(error, match=message):
+            ops.update_statistics(*arguments)
 
 
 def test_forward_mode_derivatives_are_not_lost():
@@ -400,7 +494,7 @@ def test_forward_mode_derivatives_are_not_lost():
 def test_planes_of_one_pixel_where_the_mode_allows():
     x = torch.full((1, 2, 1, 1), 2.0)
     kernel = torch.ones(1, 1, 3, 3)
-    for backend in BACKENDS:
+    for backend in CPU_BACKENDS:
         with irnext.use_backend(backend):
             assert ops.dynamic_conv2d(x, kernel, padding_mode="zeros").flatten().tolist() == [2, 2]
             assert ops.dynamic_conv2d(x, kernel, padding_mode="replicate").flatten().tolist() == [18, 18]
@@ -412,7 +506,7 @@ X = torch.zeros(2, 8, 6, 7)
 KERNEL = torch.zeros(2, 4, 3, 3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     ("error", "message", "arguments"),
     [
@@ -479,7 +573,7 @@ def test_other_wrong_arguments_are_named():
 
 def test_backends_are_chosen_by_name_and_explain_themselves():
     status = irnext.backends()
-    assert list(status) == ["reference", "cpu", "cuda", "triton"]
+    assert list(status) == ["reference", "cpu", "cuda", "triton", "cuda-host"]
     assert all(s.reason for s in status.values())
     with pytest.raises(ValueError, match="unknown backend 'cudnn': choose one of auto, reference, cpu"):
         irnext.use_backend("cudnn")

@@ -8,25 +8,17 @@
 #include <cstdint>
 
 #include "irnext/geometry.h"
+#include "irnext/tensor.h"
+#include "irnext/window.h"
 
 namespace irnext::cpu {
 
-enum class Type : int { f32, f64, f16, bf16 };
-
-// Sums are taken, and kernels, partial sums and means are given, in double for f64, else in float.
-constexpr bool is_double(Type type) { return type == Type::f64; }
-
-struct Tensor {
-  void* data;
-  Type type;
-  Strides strides;
-};
-
-// The rows of all planes, cut into equal bands: task i is band i % bands of unit i / bands. A unit
-// is a plane (rows of one channel are filtered together) or, where channels lie side by side in
-// memory, a sample.
+// The rows of all planes, cut into equal bands: task i is band i % bands of unit i / bands. A unit is a
+// plane (rows of one channel are filtered together) or, where channels lie side by side in memory, a
+// block of a sample's channels, the last of which may have fewer.
 struct Tasks {
   bool channels_last;
+  int64_t block;               // channels of a unit
   int64_t units, bands, rows;  // `rows` rows to a band, the last may have fewer
   int64_t count() const { return units * bands; }
 };
@@ -34,30 +26,48 @@ struct Tasks {
 struct MeanCall {
   int64_t n, c, h, w;
   Tensor x;
-  double* partial;  // (units, bands, 1 or c): sums
+  double* partial;  // (units, bands, block): sums
   Tasks tasks;
 };
 
+// y = the local mean of x, or its adjoint.
+struct LocalMeanCall {
+  int64_t n, c, h, w;
+  Tensor x, y;
+  Window window;
+  Tasks tasks;
+};
+
+// y = the filter's response + bias + window_gain * local mean of x.
 struct ForwardCall {
   DynamicConvShape shape;
   Tensor x, y;
   const void* kernel;  // (n, groups, kh, kw), contiguous
   Tensor bias;         // data may be null
+  Window window;       // may be none; then there is no bias
+  const void* window_gain;  // (c)
   Tasks tasks;
 };
 
+// dx = the adjoint filter of grad + shift + window_gain * adjoint local mean of grad.
 struct BackwardCall {
   DynamicConvShape shape;
   Tensor x, grad, dx;  // data of dx is null where it is not wanted, of x where sums are not
   const void* kernel;
-  double* tap_sums;   // (units, bands, taps * (1 or c)): sums of grad * shifted x; may be null
-  double* grad_sums;  // (units, bands, 1 or c): sums of grad; may be null
+  double* tap_sums;   // (units, bands, taps, block): sums of grad * shifted x; may be null
+  double* grad_sums;  // (units, bands, block): sums of grad, with a window of grad * local mean of x; may be null
+  Window window;      // may be none
+  const void* window_gain;  // (c)
+  const void* shift;        // (n, c); may be null
   Tasks tasks;
 };
 
 struct Kernels {
   const char* name;
+  int64_t vector_bytes;
   void (*spatial_mean)(const MeanCall&, int64_t begin, int64_t end);
+  void (*local_mean)(const LocalMeanCall&, int64_t begin, int64_t end);
+  void (*local_mean_backward)(const LocalMeanCall&, int64_t begin, int64_t end);
   void (*forward)(const ForwardCall&, int64_t begin, int64_t end);
   void (*backward)(const BackwardCall&, int64_t begin, int64_t end);
 };

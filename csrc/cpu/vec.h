@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -170,6 +171,27 @@ IRNEXT_INLINE void store(const Vec<Acc<T>>& value, T* to, int64_t count) {
 template <class A>
 IRNEXT_INLINE Vec<A> splat(A value) {
   return value - Vec<A>{};
+}
+
+// The lanes moved up by Places, zeros from below.
+template <int Places, int... Lane>
+IRNEXT_INLINE Vec<double> moved_up(const Vec<double>& value, std::integer_sequence<int, Lane...>) {
+  constexpr int lanes = kLanes<double>;
+#if defined(__clang__)
+  return __builtin_shufflevector(value, Vec<double>{}, (Lane < Places ? lanes : Lane - Places)...);
+#else
+  typedef int64_t Index __attribute__((vector_size(kVectorBytes)));
+  return __builtin_shuffle(value, Vec<double>{}, Index{(Lane < Places ? lanes : Lane - Places)...});
+#endif
+}
+
+// Lane i becomes the sum of lanes 0 ... i.
+template <int Places = 1>
+IRNEXT_INLINE Vec<double> prefix_sums(const Vec<double>& value) {
+  if constexpr (Places < kLanes<double>)
+    return prefix_sums<2 * Places>(value + moved_up<Places>(value, std::make_integer_sequence<int, kLanes<double>>()));
+  else
+    return value;
 }
 
 }  // namespace

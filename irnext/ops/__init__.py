@@ -6,10 +6,13 @@ gradients. Nothing here knows of a model.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from .dispatch import BackendStatus, backends, implementation, use_backend
-from .reference import activate
+from .reference import accumulation_dtype, activate
 
 __all__ = [
     "BackendStatus",
@@ -17,11 +20,12 @@ __all__ = [
     "backends",
     "conv2d_bias_act",
     "dynamic_conv2d",
+    "local_attention",
     "local_mean",
     "merge_pyramid",
-    "modulated_filter",
     "pool_pyramid",
     "spatial_mean",
+    "update_statistics",
     "use_backend",
 ]
 
@@ -130,47 +134,151 @@ def spatial_mean(x: Tensor) -> Tensor:
     return implementation("spatial_mean", x)(x)
 
 
-def modulated_filter(
-    logits: Tensor, mean: Tensor, low: Tensor, inner: Tensor, high: Tensor, activation: str = "tanh"
-) -> tuple[Tensor, Tensor]:
-    """The kernel and bias with which one `dynamic_conv2d` is a whole published local attention.
-
-    With A = activation(logits) and the gains l, s, h of a channel: kernel = l (1 + s) A +
-    (1 + h) [centre tap] and bias = -l s m, so that the filter gives l ((1 + s) L - s m) + (1 + h) x.
-
-    Args:
-        logits: (N, G, kh, kw) in float32 or float64.
-        mean: (N, C), the plane means m; G divides C.
-        low, inner, high: C numbers each, the gains l, s, h (published lamb_l, inside_all, lamb_h).
-        activation: "tanh", "sigmoid", or "softmax" over the taps.
-
-    Returns:
-        kernel (N, C, kh, kw) and bias (N, C), all in one type.
-
-    Raises:
-        ValueError: a shape that does not fit, an unknown activation.
-        TypeError: types that differ or are narrower than float32.
-    """
-    if logits.ndim != 4 or mean.ndim != 2 or len(logits) != len(mean):
+def _check_attention(
+    x: Tensor,
+    parameters: dict[str, Tensor | None],
+    kernel_size: Sequence[int],
+    training: bool,
+    activation: str,
+    window: Sequence[int] | None,
+) -> None:
+    _check_plane(x)
+    n, c, h, w = x.shape
+    if len(kernel_size) != 2 or min(kernel_size) < 1 or not all(side % 2 for side in kernel_size):
+        raise ValueError(f"kernel_size is {tuple(kernel_size)}: it must be two odd sizes (rows, columns)")
+    rows, columns = kernel_size[0] // 2, kernel_size[1] // 2
+    if rows >= h or columns >= w:
         raise ValueError(
-            f"logits {tuple(logits.shape)} and mean {tuple(mean.shape)} must be (N, G, kh, kw) and (N, C)"
+            f"reflect padding of {rows} rows and {columns} columns must be smaller than the plane, which is "
+            f"{h}x{w} (x is {tuple(x.shape)})"
         )
-    if not all(side % 2 for side in logits.shape[2:]):
-        raise ValueError(f"logits {tuple(logits.shape)} are for a filter whose sides are not both odd")
-    channels = mean.shape[1]
-    if logits.shape[1] < 1 or channels % logits.shape[1]:
-        raise ValueError(f"logits have {logits.shape[1]} groups, which do not divide {channels} channels")
-    for name, gain in (("low", low), ("inner", inner), ("high", high)):
-        if gain.numel() != channels:
-            raise ValueError(f"{name} has shape {tuple(gain.shape)}: it must hold {channels} numbers")
-    for name, tensor in (("mean", mean), ("low", low), ("inner", inner), ("high", high)):
-        if tensor.dtype != logits.dtype or tensor.element_size() < 4:
-            raise TypeError(
-                f"{name} is {tensor.dtype} and logits {logits.dtype}: all must be float32 or float64"
-            )
+    weight, taps = parameters["weight"], kernel_size[0] * kernel_size[1]
+    outputs = weight.shape[0]
+    groups, wide = outputs // taps, accumulation_dtype(x.dtype)
+    if outputs % taps or weight.numel() != outputs * c or groups < 1 or c % groups:
+        raise ValueError(
+            f"weight is {tuple(weight.shape)}: for {c} channels and {taps} taps it must be (G * {taps}, {c}) "
+            f"or (G * {taps}, {c}, 1, 1) with G dividing {c}"
+        )
+    for name, tensor in parameters.items():
+        if tensor is None:
+            if not training:
+                raise ValueError(f"{name} is None: outside training the running statistics are needed")
+            continue
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move them together")
+        if tensor.dtype != wide:
+            raise TypeError(f"{name} is {tensor.dtype}: for x in {x.dtype} it must be {wide}")
+        numbers = {"weight": outputs * c, "low": c, "inner": c, "high": c}.get(name, outputs)
+        if tensor.numel() != numbers:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must hold {numbers} numbers")
+    if training and n < 2:
+        raise ValueError(
+            f"batch statistics need more than one sample, but x is {tuple(x.shape)}: put the normalisation "
+            "into eval mode, or several samples into a batch"
+        )
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-    return implementation("modulated_filter", logits)(logits, mean, low, inner, high, activation)
+    if window is not None:
+        _check_window(window)
+
+
+def local_attention(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    low: Tensor,
+    inner: Tensor,
+    high: Tensor,
+    kernel_size: tuple[int, int] = (3, 3),
+    training: bool = False,
+    eps: float = 1e-5,
+    activation: str = "tanh",
+    window: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A whole published local attention (LAM, Fig. 3e): the filter is predicted and applied.
+
+    With the plane means m, A = activation(BN(W m)) (Eq. 3), L the response of x to the filter A
+    (Eq. 7) and the gains l, s, h of a channel: y = l ((1 + s) L - s m) + (1 + h) x. Where a window
+    is given, m in this formula is the mean over the window around the pixel, as in `local_mean`.
+
+    Args:
+        x: (N, C, H, W), contiguous or channels_last; float64, float32, float16 or bfloat16. All
+            other tensors are float32, or float64 where x is.
+        weight: (G * T, C) or (G * T, C, 1, 1), W: T = kh * kw logits, row-major, for each of G groups.
+        norm_weight, norm_bias: (G * T), of the batch normalisation of the logits.
+        running_mean, running_var: (G * T); not used, and may be None, in training.
+        low, inner, high: C numbers each, the gains l, s, h (published lamb_l, inside_all, lamb_h).
+        kernel_size: rows and columns of the filter, odd, their halves smaller than the plane.
+        training: normalise with the statistics of the batch, which must have more than one sample.
+        eps: added to the variance.
+        activation: "tanh", "sigmoid", or "softmax" over the taps.
+        window: rows and columns of the local mean, or None for the mean of the plane.
+
+    Returns:
+        y in x's shape, type and layout; m (N, C); and the mean and biased variance of the logits over
+        the batch, (G * T) each, for `update_statistics` (empty outside training). Only y has a
+        gradient.
+
+    Raises:
+        ValueError: a shape that does not fit, a plane too small to reflect, one sample in training.
+        TypeError: types that do not go together.
+    """
+    parameters = {
+        "weight": weight,
+        "norm_weight": norm_weight,
+        "norm_bias": norm_bias,
+        "running_mean": running_mean,
+        "running_var": running_var,
+        "low": low,
+        "inner": inner,
+        "high": high,
+    }
+    _check_attention(x, parameters, kernel_size, training, activation, window)
+    return implementation("local_attention", x)(
+        x, *parameters.values(), kernel_size, training, eps, activation, window
+    )
+
+
+def update_statistics(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    momentum: float | None,
+) -> None:
+    """Move running statistics towards a batch's, in place, as batch normalisation does.
+
+    Args:
+        running_mean, running_var: (K), float32 or float64; changed.
+        batches: one int64 number, the batches seen so far; increased by one.
+        mean, var: (K), the batch's mean and biased variance, in the same type.
+        count: the samples they were taken over, at least 2; the running variance is unbiased.
+        momentum: the weight of the new batch; None for the average over all batches.
+    """
+    if not running_mean.shape == running_var.shape == mean.shape == var.shape:
+        shapes = ", ".join(str(tuple(t.shape)) for t in (running_mean, running_var, mean, var))
+        raise ValueError(f"running_mean, running_var, mean and var must have one shape, got {shapes}")
+    if count < 2:
+        raise ValueError(f"count is {count}: a variance needs at least 2 samples")
+    if batches.numel() != 1 or batches.dtype != torch.int64:
+        raise ValueError(f"batches must be one int64 number, got {tuple(batches.shape)} {batches.dtype}")
+    types = {tensor.dtype for tensor in (running_mean, running_var, mean, var)}
+    if len(types) > 1 or mean.element_size() < 4:
+        raise TypeError(
+            f"statistics must all be float32 or all float64, got {', '.join(sorted(map(str, types)))}"
+        )
+    implementation("update_statistics", mean)(running_mean, running_var, batches, mean, var, count, momentum)
+
+
+def _check_window(window: Sequence[int]) -> None:
+    if len(window) != 2 or min(window) < 1:
+        raise ValueError(f"window is {tuple(window)}: it must be two sizes (rows, columns) of at least 1")
 
 
 def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -188,8 +296,7 @@ def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
         (N, C, H, W) in x's type.
     """
     _check_plane(x)
-    if len(window) != 2 or min(window) < 1:
-        raise ValueError(f"window is {tuple(window)}: it must be two sizes (rows, columns) of at least 1")
+    _check_window(window)
     return implementation("local_mean", x)(x, window)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from . import reference, registration
+from . import library, reference, registration
 
 
 class BackendStatus(NamedTuple):
@@ -23,9 +24,60 @@ class BackendStatus(NamedTuple):
         return self.available
 
 
-COMPILED_OPS = ("dynamic_conv2d", "spatial_mean", "modulated_filter")
-OPERATORS = {name: getattr(torch.ops.irnext, name).default for name in registration.SCHEMAS}
-ALL_OPS = tuple(name for name in registration.SCHEMAS if not name.endswith("_backward"))
+AUTO = "auto"
+COMPILED_OPS = ("dynamic_conv2d", "spatial_mean", "local_mean", "local_attention", "update_statistics")
+ALL_OPS = (*COMPILED_OPS, *registration.COMPOSITES)
+
+
+# ---- what is there -------------------------------------------------------------------------------
+
+
+def _no_gpu() -> str | None:
+    return None if torch.cuda.is_available() else "PyTorch sees no CUDA device"
+
+
+def _cuda_failure() -> str | None:
+    if registration.load_failure:
+        return registration.load_failure
+    if not hasattr(torch.ops.irnext, "launches"):
+        return (
+            "the compiled library was built without CUDA: "
+            "install nvcc, set IRNEXT_CUDA=1 and run 'pip install --no-build-isolation .' again"
+        )
+    return _no_gpu()
+
+
+def _triton_failure() -> str | None:
+    from .. import kernels
+
+    return kernels.unavailable()
+
+
+def _triton_device() -> str:
+    """The device whose tensors Triton serves: the CPU where its interpreter is asked for."""
+    return "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+FAILURES: dict[str, Callable[[], str | None]] = {
+    "reference": lambda: None,
+    "cpu": lambda: registration.load_failure,
+    "cuda": _cuda_failure,
+    "triton": _triton_failure,
+    "cuda-host": lambda: library.load(library.CUDA_HOST),
+}
+NAMES = (AUTO, *FAILURES)
+
+
+def _describe(backend: str) -> str:
+    """What an available backend is."""
+    if backend == "cpu":
+        return f"compiled C++, {torch.ops.irnext.cpu_instructions()} instructions"
+    return {
+        "reference": "plain PyTorch, on every device",
+        "cuda": "compiled CUDA C++",
+        "triton": f"Triton kernels, for {'CPU' if _triton_device() == 'cpu' else 'CUDA'} tensors",
+        "cuda-host": "the source of the CUDA kernels run on the CPU, to test it",
+    }[backend]
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -34,30 +86,51 @@ def backends() -> dict[str, BackendStatus]:
     `ops` names the operators the backend has kernels for; the others run as the
     reference's PyTorch operators on the same device.
     """
-    no_gpu = "" if torch.cuda.is_available() else " and PyTorch sees no CUDA device"
-    failure = registration.load_failure
-    compiled = failure or f"compiled C++, {torch.ops.irnext.cpu_instructions()} instructions"
-    return {
-        "reference": BackendStatus(True, "plain PyTorch, on every device", ALL_OPS),
-        "cpu": BackendStatus(failure is None, compiled, COMPILED_OPS),
-        "cuda": BackendStatus(False, f"this release has no CUDA kernels yet{no_gpu}", ()),
-        "triton": BackendStatus(False, f"this release has no Triton kernels yet{no_gpu}", ()),
-    }
+    found = {}
+    for name, why_not in FAILURES.items():
+        failure = why_not()
+        ops = () if failure else ALL_OPS if name == "reference" else COMPILED_OPS
+        found[name] = BackendStatus(failure is None, failure or _describe(name), ops)
+    return found
 
 
-AUTO = "auto"
-NAMES = (AUTO, *backends())
-_cpu_available = backends()["cpu"].available
+# ---- what was chosen -----------------------------------------------------------------------------
+
+_devices = {"cpu": "cpu", "cuda": "cuda", "triton": _triton_device(), "cuda-host": "cpu"}
+_dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_tables: dict[str, dict[str, Callable]] = {}  # the operators, by name, of backends found usable
+
+
+def _prepare(backend: str) -> None:
+    """Register the operators of a backend when it is first wanted; raise if it cannot be used."""
+    if backend not in NAMES:
+        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(NAMES)}")
+    if reason := FAILURES[backend]():
+        raise RuntimeError(f"backend {backend!r} cannot be used: {reason}")
+    operators = registration.OPERATORS
+    if backend == "triton":
+        from ..kernels.ops import OPERATORS
+
+        operators = registration.register("irnext_triton", OPERATORS, _triton_device().upper())
+    if backend == "cuda-host":
+        operators = registration.register("irnext_cuda_host")
+    _tables[backend] = vars(operators)
+
+
+def _choose() -> dict[str, str]:
+    """The fastest backend by device type."""
+    usable = [name for name in ("cpu", "triton", "cuda") if FAILURES[name]() is None]
+    if "triton" in usable and _devices["triton"] == "cpu":  # an interpreter is for tests
+        usable.remove("triton")
+    for name in usable:
+        _prepare(name)
+    # Compiled CUDA kernels come before Triton's: a call of theirs costs less.
+    return {_devices[name]: name for name in usable}
+
+
+_automatic = _choose()
 _requested = os.environ.get("IRNEXT_BACKEND", AUTO)
 _counting = False
-
-
-def _require(name: str) -> None:
-    """Raise unless `name` is a backend that can be used here."""
-    if name not in NAMES:
-        raise ValueError(f"unknown backend {name!r}: choose one of {', '.join(NAMES)}")
-    if name != AUTO and not (status := backends()[name]):
-        raise RuntimeError(f"backend {name!r} cannot be used: {status.reason}")
 
 
 class use_backend:
@@ -65,14 +138,20 @@ class use_backend:
 
     Outside any `with`, the environment variable IRNEXT_BACKEND decides; without it
     the choice is "auto": the fastest backend that can serve the call. The choice
-    holds for the whole process, as PyTorch's own backend flags do.
+    holds for the whole process, as PyTorch's own backend flags do; the gradient of an
+    operator runs on the backend that ran the operator.
+
+    "triton" serves CPU tensors where the environment has TRITON_INTERPRET=1 (set before
+    Python starts), by Triton's interpreter, and "cuda-host" runs the CUDA kernels' own
+    source on the CPU: both slowly, to test the kernels where there is no GPU.
 
     Raises ValueError for an unknown name and RuntimeError, with the reason, for a
     backend that cannot be used here.
     """
 
     def __init__(self, name: str):
-        _require(name)
+        if name != AUTO and name not in _tables:
+            _prepare(name)
         self.name = name
         self.previous: list[str] = []  # one object may be entered several times
 
@@ -88,7 +167,7 @@ class use_backend:
 
 
 class registered_operators:
-    """Route every call through the registered operators, whatever the backend.
+    """Route every call through registered operators of one meaning each, whatever the backend.
 
     A dispatch mode then sees the same operators everywhere; `irnext.complexity` counts so.
     """
@@ -102,17 +181,33 @@ class registered_operators:
         _counting = self.previous
 
 
+def _why_not(backend: str, x: torch.Tensor) -> str | None:
+    """Why a backend cannot serve an operator on x, or None."""
+    if x.device.type != _devices[backend]:
+        where = "the CPU" if _devices[backend] == "cpu" else "a CUDA device"
+        return f"x is on {x.device}, not on {where}"
+    if x.dtype not in _dtypes:
+        return f"x is {x.dtype}: it must be one of {', '.join(map(str, _dtypes))}"
+    return None
+
+
 def implementation(op: str, x: torch.Tensor) -> Callable:
     """The function that serves `op` on `x`'s device."""
     if _counting:
-        return OPERATORS[op]
-    on_cpu = x.device.type == "cpu"
-    if _requested not in (AUTO, "reference"):
-        if _requested != "cpu" or not _cpu_available:
-            _require(_requested)
-        if not on_cpu:
-            raise RuntimeError(f"backend 'cpu' cannot serve {op}: x is on {x.device}, not on the CPU")
-    compiled = _requested != "reference" and on_cpu and _cpu_available and op in COMPILED_OPS
-    if forward_ad._current_level >= 0:  # registered operators would lose the tangent without a word
-        compiled = False
-    return OPERATORS[op] if compiled else getattr(reference, op)
+        if op == "local_attention":  # its parts are counted
+            return functools.partial(reference.local_attention, operators=registration.OPERATORS)
+        return getattr(registration.OPERATORS, op)
+    if _requested == AUTO:
+        backend = _automatic.get(x.device.type)
+    elif _requested == "reference":
+        backend = None
+    else:
+        backend = _requested
+        if backend not in _tables:
+            _prepare(backend)
+        if reason := _why_not(backend, x):
+            raise RuntimeError(f"backend {backend!r} cannot serve {op}: {reason}")
+    # Registered operators would lose the tangent of forward-mode derivatives without a word.
+    if backend is None or op not in COMPILED_OPS or forward_ad._current_level >= 0:
+        return getattr(reference, op)
+    return _tables[backend][op]

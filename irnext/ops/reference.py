@@ -8,6 +8,9 @@ are not checked here; `irnext.ops` does that for every backend.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,62 +74,138 @@ def activate(logits: Tensor, activation: str) -> Tensor:
     return logits.tanh() if activation == "tanh" else logits.sigmoid()
 
 
-def modulated_filter(
-    logits: Tensor, mean: Tensor, low: Tensor, inner: Tensor, high: Tensor, activation: str
-) -> tuple[Tensor, Tensor]:
-    """See `irnext.ops.modulated_filter`."""
-    low, inner, high = low.flatten(), inner.flatten(), high.flatten()
-    _, groups, rows, columns = logits.shape
-    attention = activate(logits, activation).repeat_interleave(len(low) // groups, 1)
-    centre = logits.new_zeros(rows, columns)
-    centre[rows // 2, columns // 2] = 1
-    kernel = (low * (1 + inner))[:, None, None] * attention + (1 + high)[:, None, None] * centre
-    return kernel, -low * inner * mean
-
-
-def modulated_filter_backward(
-    grad_kernel: Tensor,
-    grad_bias: Tensor,
-    logits: Tensor,
-    mean: Tensor,
-    low: Tensor,
-    inner: Tensor,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `modulated_filter` for logits and mean, in their shapes, and low, inner, high: (C)."""
-    n, groups, rows, columns = logits.shape
-    flat_low, flat_inner = low.flatten(), inner.flatten()
-    attention = activate(logits, activation)
-    by_group = grad_kernel.reshape(n, groups, -1, rows, columns)
-    response = (attention[:, :, None] * by_group).sum((-2, -1)).flatten(1)  # (N, C)
-    offset = mean * grad_bias
-    d = ((flat_low * (1 + flat_inner)).view(groups, -1, 1, 1) * by_group).sum(2)
-    if activation == "softmax":
-        d = attention * (d - (attention * d).sum((-2, -1), keepdim=True))
-    else:
-        d = d * (1 - attention**2 if activation == "tanh" else attention * (1 - attention))
-    return (
-        d,
-        -flat_low * flat_inner * grad_bias,
-        ((1 + flat_inner) * response - flat_inner * offset).sum(0),
-        (flat_low * (response - offset)).sum(0),
-        grad_kernel[..., rows // 2, columns // 2].sum(0),
-    )
-
-
 def _box_sum(x: Tensor, size: int, dim: int) -> Tensor:
     """Sums of `size` neighbours along `dim`, valid positions only, by running sums."""
     total = F.pad(x.movedim(dim, -1).cumsum(-1), (1, 0))
     return (total[..., size:] - total[..., :-size]).movedim(-1, dim)
 
 
-def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
+def _window_of(x: Tensor, window: Sequence[int]) -> tuple[int, int, int, int]:
+    """Rows and columns of the window within x's plane, and how many of its rows and columns come first."""
+    rows, columns = min(window[0], x.shape[2]), min(window[1], x.shape[3])
+    return rows, columns, (rows - 1) // 2, (columns - 1) // 2
+
+
+def local_mean(x: Tensor, window: Sequence[int]) -> Tensor:
     """See `irnext.ops.local_mean`. Running sums are float64, so differences of them are exact enough."""
-    height, width = x.shape[2:]
-    rows, columns = min(window[0], height), min(window[1], width)
+    rows, columns, top, left = _window_of(x, window)
     mean = _box_sum(_box_sum(x.double(), rows, 2), columns, 3) / (rows * columns)
-    top, left = (rows - 1) // 2, (columns - 1) // 2
     return F.pad(mean, (left, columns - 1 - left, top, rows - 1 - top), "replicate").to(x.dtype)
+
+
+def _fold(grad: Tensor, before: int, after: int, dim: int) -> Tensor:
+    """The adjoint of replicating the border of `dim`: its outer `before` and `after` go to the border."""
+    first, inner, last = grad.split((before, grad.shape[dim] - before - after, after), dim)
+    inner = inner.clone()
+    inner.narrow(dim, 0, 1).add_(first.sum(dim, keepdim=True))
+    inner.narrow(dim, -1, 1).add_(last.sum(dim, keepdim=True))
+    return inner
+
+
+def local_mean_backward(grad: Tensor, window: Sequence[int]) -> Tensor:
+    """The adjoint of `local_mean`: the gradient of its input, of grad's shape and type."""
+    rows, columns, top, left = _window_of(grad, window)
+    valid = _fold(_fold(grad.double(), top, rows - 1 - top, 2), left, columns - 1 - left, 3)
+    spread = F.pad(valid, (columns - 1, columns - 1, rows - 1, rows - 1))
+    return (_box_sum(_box_sum(spread, rows, 2), columns, 3) / (rows * columns)).to(grad.dtype)
+
+
+def local_attention(
+    x: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    low: Tensor,
+    inner: Tensor,
+    high: Tensor,
+    kernel_size: Sequence[int],
+    training: bool,
+    eps: float,
+    activation: str,
+    window: Sequence[int] | None,
+    operators=None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `irnext.ops.local_attention`: the definition, made of the operators of a backend.
+
+    `operators` holds `spatial_mean`, `local_mean` and `dynamic_conv2d`; by default those of this
+    module. Returns y and, without gradients, the plane means (N, C) and the batch mean and biased
+    variance of the logits, (G * T) each, or empty tensors where running statistics are used.
+    """
+    if operators is None:
+        operators = sys.modules[__name__]
+    low, inner, high = low.flatten(), inner.flatten(), high.flatten()
+    rows, columns = kernel_size
+    mean = operators.spatial_mean(x)
+    logits = F.linear(mean, weight.flatten(1))
+    if training:
+        logit_var, logit_mean = torch.var_mean(logits.detach(), 0, correction=0)
+        logits = F.batch_norm(logits, None, None, norm_weight, norm_bias, True, 0, eps)
+    else:
+        logit_mean, logit_var = mean.new_empty(0), mean.new_empty(0)
+        logits = F.batch_norm(logits, running_mean, running_var, norm_weight, norm_bias, False, 0, eps)
+    groups = weight.shape[0] // (rows * columns)
+    attention = activate(logits.view(len(mean), groups, rows, columns), activation)
+    centre = torch.zeros_like(attention[:1, :1])
+    centre[..., rows // 2, columns // 2] = 1
+    scale = (low * (1 + inner))[:, None, None]
+    kernel = scale * per_channel(attention, x.shape[1]) + (1 + high)[:, None, None] * centre
+    if window is None:
+        bias = -low * inner * mean
+    else:
+        bias = -(low * inner)[:, None, None] * operators.local_mean(x, window)
+    return operators.dynamic_conv2d(x, kernel, bias), mean.detach(), logit_mean, logit_var
+
+
+def local_attention_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    weight: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    logit_mean: Tensor,
+    logit_var: Tensor,
+    low: Tensor,
+    inner: Tensor,
+    high: Tensor,
+    kernel_size: Sequence[int],
+    training: bool,
+    eps: float,
+    activation: str,
+    window: Sequence[int] | None,
+) -> tuple[Tensor, ...]:
+    """Gradients of y for x, weight (G * T, C), norm_weight, norm_bias (G * T), low, inner and high (C).
+
+    `mean` is what the forward returned, `logit_mean` and `logit_var` the statistics it normalised
+    with. This definition computes all three anew.
+    """
+    with torch.enable_grad():
+        gains = low.flatten(), inner.flatten(), high.flatten()
+        wanted = (x, weight.flatten(1), norm_weight, norm_bias, *gains)
+        x, weight, norm_weight, norm_bias, *gains = wanted = [t.detach().requires_grad_() for t in wanted]
+        statistics = (None, None) if training else (logit_mean, logit_var)
+        options = (kernel_size, training, eps, activation, window)
+        y = local_attention(x, weight, norm_weight, norm_bias, *statistics, *gains, *options)[0]
+        dx, *rest = torch.autograd.grad(y, wanted, grad)
+    return torch.empty_like(x).copy_(dx).detach(), *rest
+
+
+def update_statistics(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    momentum: float | None,
+) -> None:
+    """See `irnext.ops.update_statistics`."""
+    batches.add_(1)
+    factor = 1 / batches.to(mean.dtype) if momentum is None else momentum
+    running_mean.add_((mean - running_mean) * factor)
+    running_var.add_((var * (count / (count - 1)) - running_var) * factor)
 
 
 def pool_pyramid(x: Tensor, rates: list[int]) -> list[Tensor]:

@@ -1,14 +1,18 @@
-"""One schema per operator, with its shape function and its gradient.
+"""One schema per operator, with its shape function and its gradient, for every backend.
 
-The compiled library defines the schemas of the operators it implements (so that
-it also works from C++ without Python); this module defines the rest, gives every
-operator a default kernel (the reference), and registers fakes and gradients. A
-backend only adds kernels: no caller changes.
+A backend is a namespace of operators: `irnext` (C++, for CPU and CUDA tensors), `irnext_triton`,
+`irnext_cuda_host`. All share the schemas, fakes and gradients below, and the gradient of an operator
+calls operators of the same namespace: what served the forward serves the backward. A backend adds
+plain kernels; an operator without one runs as the reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+
 import torch
+from torch import Tensor
 
 from . import library, reference
 
@@ -18,22 +22,28 @@ SCHEMAS = {
     "dynamic_conv2d_backward": "(Tensor grad, Tensor x, Tensor kernel, int dilation, str padding_mode, "
     "bool need_x, bool need_kernel, bool need_sum) -> (Tensor, Tensor, Tensor)",
     "spatial_mean": "(Tensor x) -> Tensor",
-    "modulated_filter": "(Tensor logits, Tensor mean, Tensor low, Tensor inner, Tensor high, "
-    "str activation) -> (Tensor, Tensor)",
-    "modulated_filter_backward": "(Tensor grad_kernel, Tensor grad_bias, Tensor logits, Tensor mean, "
-    "Tensor low, Tensor inner, str activation) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "local_mean": "(Tensor x, int[2] window) -> Tensor",
+    "local_mean_backward": "(Tensor grad, int[2] window) -> Tensor",
+    "local_attention": "(Tensor x, Tensor weight, Tensor norm_weight, Tensor norm_bias, "
+    "Tensor? running_mean, Tensor? running_var, Tensor low, Tensor inner, Tensor high, "
+    "int[2] kernel_size, bool training, float eps, str activation, int[2]? window) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "local_attention_backward": "(Tensor grad, Tensor x, Tensor mean, Tensor weight, Tensor norm_weight, "
+    "Tensor norm_bias, Tensor logit_mean, Tensor logit_var, Tensor low, Tensor inner, Tensor high, "
+    "int[2] kernel_size, bool training, float eps, str activation, int[2]? window) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "update_statistics": "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) batches, "
+    "Tensor mean, Tensor var, int count, float? momentum) -> ()",
+}
+# Operators that only the reference implements: their gradients and fakes follow from it.
+COMPOSITES = {
     "pool_pyramid": "(Tensor x, int[] rates) -> Tensor[]",
     "merge_pyramid": "(Tensor x, Tensor[] branches) -> Tensor",
     "conv2d_bias_act": "(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, "
     "Tensor? residual=None) -> Tensor",
 }
 
-load_failure = library.load()
-_library = torch.library.Library("irnext", "FRAGMENT")
-for _name, _schema in SCHEMAS.items():
-    if not hasattr(torch.ops.irnext, _name):
-        _library.define(_name + _schema)
+Operators = SimpleNamespace  # the overloads of one namespace, by name
 
 
 # ---- dynamic_conv2d ------------------------------------------------------------------------------
@@ -70,7 +80,7 @@ def _dynamic_conv2d_backward_fake(grad, x, kernel, dilation, padding_mode, need_
     )
 
 
-def _sum_to(grad: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def _sum_to(grad: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of a bias of `shape` (N, C, H or 1, W or 1), summed in float32 or wider."""
     dims = [dim for dim in (2, 3) if shape[dim] != grad.shape[dim]]
     wide = reference.accumulation_dtype(grad.dtype)
@@ -83,14 +93,14 @@ def _save_dynamic_conv2d(ctx, inputs, output):
     ctx.bias = None if bias is None else (bias.shape, bias.dtype)
 
 
-def _dynamic_conv2d_gradient(ctx, grad):
+def _dynamic_conv2d_gradient(operators: Operators, ctx, grad):
     x, kernel = ctx.saved_tensors
     # The dispatcher leaves out trailing arguments that have their default value.
     need_x, need_kernel, need_bias = (*ctx.needs_input_grad[:3], False)[:3]
     need_sum = need_bias and len(ctx.bias[0]) == 2
     dx = dkernel = dbias = None
     if need_x or need_kernel or need_sum:
-        dx, dkernel, dbias = torch.ops.irnext.dynamic_conv2d_backward.default(
+        dx, dkernel, dbias = operators.dynamic_conv2d_backward(
             grad, x, kernel, ctx.dilation, ctx.padding_mode, need_x, need_kernel, need_sum
         )
     if need_bias:
@@ -104,7 +114,7 @@ def _save_dynamic_conv2d_backward(ctx, inputs, output):
     ctx.save_for_backward(grad, x, kernel)
 
 
-def _dynamic_conv2d_double_gradient(ctx, grad_dx, grad_dkernel, grad_sum):
+def _dynamic_conv2d_double_gradient(operators: Operators, ctx, grad_dx, grad_dkernel, grad_sum):
     """The operator is linear in x and in the kernel, so its gradients are made of itself.
 
     With F(x; k) the filter: dx = F^T(u; k), dk = <u, shifted x> and the sum of u. For cotangents
@@ -120,38 +130,20 @@ def _dynamic_conv2d_double_gradient(ctx, grad_dx, grad_dkernel, grad_sum):
     if need_u:
         terms = []
         if v is not None:
-            terms.append(torch.ops.irnext.dynamic_conv2d.default(v, kernel, None, *shape))
+            terms.append(operators.dynamic_conv2d(v, kernel, None, *shape))
         if w is not None:
-            terms.append(torch.ops.irnext.dynamic_conv2d.default(x, w, None, *shape))
+            terms.append(operators.dynamic_conv2d(x, w, None, *shape))
         if bias is not None:
             terms.append(bias.to(u.dtype)[..., None, None].expand(u.shape))
         du = sum(terms)
     if need_x and w is not None:
-        dx = torch.ops.irnext.dynamic_conv2d_backward.default(u, x, w, *shape, True, False, False)[0]
+        dx = operators.dynamic_conv2d_backward(u, x, w, *shape, True, False, False)[0]
     if need_kernel and v is not None:
-        dk = torch.ops.irnext.dynamic_conv2d_backward.default(u, v, kernel, *shape, False, True, False)[1]
+        dk = operators.dynamic_conv2d_backward(u, v, kernel, *shape, False, True, False)[1]
     return du, dx, dk, None, None, None, None, None
 
 
-_library.impl("dynamic_conv2d", reference.dynamic_conv2d, "CompositeExplicitAutograd")
-_library.impl("dynamic_conv2d_backward", _dynamic_conv2d_backward_reference, "CompositeExplicitAutograd")
-torch.library.register_fake("irnext::dynamic_conv2d", _dynamic_conv2d_fake, lib=_library)
-torch.library.register_fake("irnext::dynamic_conv2d_backward", _dynamic_conv2d_backward_fake, lib=_library)
-torch.library.register_autograd(
-    "irnext::dynamic_conv2d",
-    _dynamic_conv2d_gradient,
-    setup_context=_save_dynamic_conv2d,
-    lib=_library,
-)
-torch.library.register_autograd(
-    "irnext::dynamic_conv2d_backward",
-    _dynamic_conv2d_double_gradient,
-    setup_context=_save_dynamic_conv2d_backward,
-    lib=_library,
-)
-
-
-# ---- spatial_mean --------------------------------------------------------------------------------
+# ---- spatial_mean and local_mean -----------------------------------------------------------------
 
 
 def _spatial_mean_fake(x):
@@ -163,63 +155,167 @@ def _save_spatial_mean(ctx, inputs, output):
     ctx.shape, ctx.dtype = x.shape, x.dtype
 
 
-def _spatial_mean_gradient(ctx, grad):
+def _spatial_mean_gradient(operators: Operators, ctx, grad):
     n, c, height, width = ctx.shape
     return (grad * (1 / max(height * width, 1))).to(ctx.dtype).view(n, c, 1, 1).expand(ctx.shape)
 
 
-_library.impl("spatial_mean", reference.spatial_mean, "CompositeExplicitAutograd")
-torch.library.register_fake("irnext::spatial_mean", _spatial_mean_fake, lib=_library)
-torch.library.register_autograd(
-    "irnext::spatial_mean", _spatial_mean_gradient, setup_context=_save_spatial_mean, lib=_library
-)
+def _local_mean_fake(x, window):
+    return torch.empty_like(x)
 
 
-# ---- modulated_filter ----------------------------------------------------------------------------
+def _save_window(ctx, inputs, output):
+    _, ctx.window = inputs
 
 
-def _modulated_filter_fake(logits, mean, low, inner, high, activation):
-    return logits.new_empty(*mean.shape, *logits.shape[2:]), mean.new_empty(mean.shape)
+def _local_mean_gradient(operators: Operators, ctx, grad):
+    return operators.local_mean_backward(grad, ctx.window), None
 
 
-def _modulated_filter_backward_fake(grad_kernel, grad_bias, logits, mean, low, inner, activation):
+def _local_mean_double_gradient(operators: Operators, ctx, grad):
+    return operators.local_mean(grad, ctx.window), None
+
+
+# ---- local_attention -----------------------------------------------------------------------------
+
+
+def _local_attention_fake(x, weight, norm_weight, norm_bias, *rest):
+    training = rest[6]
+    wide = reference.accumulation_dtype(x.dtype)
+    statistics = [x.new_empty(weight.shape[:1] if training else 0, dtype=wide) for _ in ("mean", "var")]
+    return torch.empty_like(x), x.new_empty(x.shape[:2], dtype=wide), *statistics
+
+
+def _local_attention_backward_fake(
+    grad, x, mean, weight, norm_weight, norm_bias, logit_mean, logit_var, low, inner, high, *options
+):
     return (
-        logits.new_empty(logits.shape),
-        mean.new_empty(mean.shape),
-        *(low.new_empty(low.numel()) for _ in "lsh"),
+        torch.empty_like(x),
+        weight.new_empty(weight.shape[0], x.shape[1]),
+        norm_weight.new_empty(norm_weight.shape),
+        norm_bias.new_empty(norm_bias.shape),
+        *(gain.new_empty(x.shape[1]) for gain in (low, inner, high)),
     )
 
 
-def _save_modulated_filter(ctx, inputs, output):
-    logits, mean, low, inner, high, ctx.activation = inputs
-    ctx.gain_shapes = low.shape, inner.shape, high.shape
-    ctx.save_for_backward(logits, mean, low, inner)
+def _save_local_attention(ctx, inputs, output):
+    x, weight, norm_weight, norm_bias, running_mean, running_var, low, inner, high, *ctx.options = inputs
+    _, mean, logit_mean, logit_var = output
+    ctx.mark_non_differentiable(mean, logit_mean, logit_var)
+    ctx.set_materialize_grads(False)
+    training = ctx.options[1]
+    statistics = (logit_mean, logit_var) if training else (running_mean, running_var)
+    ctx.save_for_backward(x, mean, weight, norm_weight, norm_bias, *statistics, low, inner, high)
 
 
-def _modulated_filter_gradient(ctx, grad_kernel, grad_bias):
-    # Where the gradient is to be differentiated itself, it is computed by differentiable operators.
-    fused = torch.ops.irnext.modulated_filter_backward.default
-    backward = reference.modulated_filter_backward if torch.is_grad_enabled() else fused
-    dlogits, dmean, *gains = backward(grad_kernel, grad_bias, *ctx.saved_tensors, ctx.activation)
-    gains = [g if g.shape == s else g.view(s) for g, s in zip(gains, ctx.gain_shapes, strict=True)]
-    return dlogits, dmean, *gains, None
+def _local_attention_gradient(operators: Operators, ctx, grad, *_):
+    needs = [need for i, need in enumerate(ctx.needs_input_grad[:9]) if i not in (4, 5)]
+    if grad is None:
+        return (None,) * 14
+    x, mean, weight, norm_weight, norm_bias, logit_mean, logit_var, *gains = ctx.saved_tensors
+    inputs = (x, weight, norm_weight, norm_bias, *gains)
+    if torch.is_grad_enabled():  # to be differentiated again: by operators that can be
+        statistics = (None, None) if ctx.options[1] else (logit_mean, logit_var)
+        with torch.enable_grad():
+            y = reference.local_attention(*inputs[:4], *statistics, *gains, *ctx.options, operators)[0]
+        wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+        grads = [next(found) if need else None for need in needs]
+    else:
+        found = operators.local_attention_backward(
+            grad, x, mean, *inputs[1:4], logit_mean, logit_var, *gains, *ctx.options
+        )
+        grads = [
+            None if not need else g if g.shape == tensor.shape else g.view(tensor.shape)
+            for g, tensor, need in zip(found, inputs, needs, strict=True)
+        ]
+    return *grads[:4], None, None, *grads[4:], None, None, None, None, None
 
 
-_library.impl("modulated_filter", reference.modulated_filter, "CompositeExplicitAutograd")
-_library.impl("modulated_filter_backward", reference.modulated_filter_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("irnext::modulated_filter", _modulated_filter_fake, lib=_library)
-torch.library.register_fake(
-    "irnext::modulated_filter_backward", _modulated_filter_backward_fake, lib=_library
-)
-torch.library.register_autograd(
-    "irnext::modulated_filter",
-    _modulated_filter_gradient,
-    setup_context=_save_modulated_filter,
-    lib=_library,
-)
+def _update_statistics_fake(running_mean, running_var, batches, mean, var, count, momentum):
+    return None
 
 
-# ---- operators that only the reference implements: their gradients and fakes follow from it -------
+# ---- every namespace alike -----------------------------------------------------------------------
 
-for _name in ("local_mean", "pool_pyramid", "merge_pyramid", "conv2d_bias_act"):
-    _library.impl(_name, getattr(reference, _name), "CompositeImplicitAutograd")
+
+def _in_layout(function: Callable) -> Callable:
+    """The function with its (first) result in the layout of its first argument, as the fakes say."""
+
+    def call(x, *arguments):
+        found = function(x, *arguments)
+        first, *rest = (found,) if isinstance(found, Tensor) else found
+        first = torch.empty_like(x).copy_(first)
+        return first if isinstance(found, Tensor) else (first, *rest)
+
+    return call
+
+
+REFERENCE = {
+    "dynamic_conv2d": _in_layout(reference.dynamic_conv2d),
+    "dynamic_conv2d_backward": _dynamic_conv2d_backward_reference,
+    "spatial_mean": reference.spatial_mean,
+    "local_mean": _in_layout(reference.local_mean),
+    "local_mean_backward": _in_layout(reference.local_mean_backward),
+    "local_attention": _in_layout(reference.local_attention),
+    "local_attention_backward": reference.local_attention_backward,
+    "update_statistics": reference.update_statistics,
+}
+FAKES = {
+    "dynamic_conv2d": _dynamic_conv2d_fake,
+    "dynamic_conv2d_backward": _dynamic_conv2d_backward_fake,
+    "spatial_mean": _spatial_mean_fake,
+    "local_mean": _local_mean_fake,
+    "local_mean_backward": _local_mean_fake,
+    "local_attention": _local_attention_fake,
+    "local_attention_backward": _local_attention_backward_fake,
+    "update_statistics": _update_statistics_fake,
+}
+GRADIENTS: dict[str, tuple[Callable, Callable]] = {
+    "dynamic_conv2d": (_dynamic_conv2d_gradient, _save_dynamic_conv2d),
+    "dynamic_conv2d_backward": (_dynamic_conv2d_double_gradient, _save_dynamic_conv2d_backward),
+    "spatial_mean": (_spatial_mean_gradient, _save_spatial_mean),
+    "local_mean": (_local_mean_gradient, _save_window),
+    "local_mean_backward": (_local_mean_double_gradient, _save_window),
+    "local_attention": (_local_attention_gradient, _save_local_attention),
+}
+_libraries = []  # registrations last as long as their Library objects
+
+
+def _bind(gradient: Callable, operators: Operators) -> Callable:
+    return lambda ctx, *grads: gradient(operators, ctx, *grads)
+
+
+def register(namespace: str, kernels: Mapping[str, Callable] | None = None, key: str = "CPU") -> Operators:
+    """Complete the operators of a namespace and return them.
+
+    Schemas that a compiled library has not defined are defined here. Every operator gets the
+    reference as its default kernel, and `kernels` (by operator, for dispatch key `key`) before it.
+    """
+    library_ = torch.library.Library(namespace, "FRAGMENT")
+    _libraries.append(library_)
+    packets = getattr(torch.ops, namespace)
+    for name, schema in SCHEMAS.items():
+        if not hasattr(packets, name):
+            library_.define(name + schema)
+    operators = Operators(**{name: getattr(packets, name).default for name in SCHEMAS})
+    for name in SCHEMAS:
+        qualified = f"{namespace}::{name}"
+        library_.impl(name, REFERENCE[name], "CompositeExplicitAutograd")
+        torch.library.register_fake(qualified, FAKES[name], lib=library_)
+        if name in GRADIENTS:
+            gradient, save = GRADIENTS[name]
+            torch.library.register_autograd(
+                qualified, _bind(gradient, operators), setup_context=save, lib=library_
+            )
+    for name, kernel in (kernels or {}).items():
+        library_.impl(name, kernel, key)
+    return operators
+
+
+load_failure = library.load(library.CPU)
+OPERATORS = register("irnext")
+for _name, _schema in COMPOSITES.items():
+    _libraries[0].define(_name + _schema)
+    _libraries[0].impl(_name, getattr(reference, _name), "CompositeImplicitAutograd")
+    setattr(OPERATORS, _name, getattr(torch.ops.irnext, _name).default)
