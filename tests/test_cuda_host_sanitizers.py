@@ -1,0 +1,57 @@
+"""The CUDA sources on the host, under the address and undefined-behaviour sanitizers.
+
+The driver in tests/cuda_host calls the kernels on buffers of exactly the size that the tensors need and
+compares them with plain loops; it also proves that the emulated execution model finds races, missing
+barriers and accesses out of bounds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMPILER = shutil.which("g++")
+FLAGS = [
+    *("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
+    *("-fsanitize=address,undefined", "-fno-sanitize-recover"),
+    *("-DIRNEXT_CUDA_HOST", f"-I{ROOT / 'csrc/include'}"),
+]
+KERNELS = ("spatial_mean", "dynamic_conv2d", "dynamic_conv2d_backward")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The driver, built from the kernels' sources."""
+    folder = tmp_path_factory.mktemp("cuda_host")
+    sources = [ROOT / f"csrc/cuda/{name}.cu" for name in KERNELS]
+    sources += sorted((ROOT / "tests/cuda_host").glob("*.cpp"))
+    objects = []
+    for source in sources:
+        objects.append(folder / f"{source.name}.o")
+        command = [COMPILER, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
+        subprocess.run(command, check=True)
+    program = folder / "driver"
+    subprocess.run([COMPILER, *FLAGS, *map(str, objects), "-o", str(program)], check=True)
+    return program
+
+
+@pytest.mark.parametrize("section", ["conversions", "shim", "operators", "addressing"])
+def test_section(driver: Path, section: str):
+    found = subprocess.run([driver, section], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert f"{section}: " in found.stdout
+    assert " 0 failures" in found.stdout
+
+
+@pytest.mark.parametrize("schedule", ["forward", "reverse", "shuffled:5"])
+def test_the_environment_chooses_the_schedule(driver: Path, schedule: str):
+    environment = {**os.environ, "IRNEXT_HOST_SCHEDULE": schedule}
+    found = subprocess.run([driver, "schedule"], check=True, capture_output=True, text=True, env=environment)
+    assert found.stdout.split()[0] == schedule
