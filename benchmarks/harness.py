@@ -15,9 +15,9 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import irnext
 from irnext.info import processor
 
 RESULTS = Path(__file__).resolve().parent / "results"
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler prints when it starts and stops
 
 
 # ---- is it right? --------------------------------------------------------------------------------
@@ -80,6 +81,7 @@ class Timing:
         spread: the interquartile range over the median.
         ratios: how many times as long each other variant takes, the median of the rounds' ratios.
         error: relative to the float64 result; None where nothing was compared.
+        failure: why there is no time though nothing is wrong, such as too little memory.
     """
 
     milliseconds: float | None
@@ -87,6 +89,15 @@ class Timing:
     ratios: dict[str, float]
     error: float | None
     wrong: str | None = None
+    failure: str | None = None
+
+
+class CannotTime(Exception):
+    """A variant that a timer cannot run; the message says why."""
+
+
+# Makes a function ready to be timed; what it returns takes one sample, in seconds a call.
+Timer = Callable[[Callable[[], Any]], Callable[[], float]]
 
 
 def keep_freed_memory() -> None:
@@ -102,26 +113,87 @@ def keep_freed_memory() -> None:
         library.mallopt(mmap_max, 0)
 
 
-def _seconds(run: Callable[[], Any], repeats: int) -> float:
+def seconds_per_call(run: Callable[[], Any], repeats: int) -> float:
+    """The mean time of `repeats` calls by the clock."""
     start = time.perf_counter()
     for _ in range(repeats):
         run()
     return (time.perf_counter() - start) / repeats
 
 
-def _check(variants: dict[str, Variant], expected: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Timing]:
-    """An untimed `Timing` per variant, saying whether its result is right."""
-    errors = {
-        name: relative_error(variant.result(), expected) if variant.result else None
-        for name, variant in variants.items()
-    }
-    strict, loose = allowed_error(next(iter(errors.values())), dtype), math.sqrt(torch.finfo(dtype).eps)
-    found = {}
-    for name, error in errors.items():
-        allowed = loose if variants[name].baseline else min(strict, loose)
+def host_timer(sample_seconds: float) -> Timer:
+    """A timer by the clock, for calls that return when they are done.
+
+    Short calls are repeated until a sample takes `sample_seconds`.
+    """
+
+    def ready(run: Callable[[], Any]) -> Callable[[], float]:
+        seconds_per_call(run, 2)
+        repeats = max(1, math.ceil(sample_seconds / seconds_per_call(run, 1)))
+        return lambda: seconds_per_call(run, repeats)
+
+    return ready
+
+
+def _outcome(variant: Variant, expected: Sequence[Tensor]) -> tuple[float | None, str | None]:
+    """The error of a variant, and why it has no result."""
+    if variant.result is None:
+        return None, None
+    try:
+        return relative_error(variant.result(), expected), None
+    except torch.OutOfMemoryError:
+        return None, "out of memory"
+
+
+def check(variants: dict[str, Variant], expected: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Timing]:
+    """An untimed `Timing` per variant, saying whether its result is right; arguments as for `compare`."""
+    loose = math.sqrt(torch.finfo(dtype).eps)
+    strict, found = None, {}
+    for name, variant in variants.items():
+        error, failure = _outcome(variant, expected)
+        if strict is None:
+            strict = loose if error is None else min(loose, allowed_error(error, dtype))
+        allowed = loose if variant.baseline else strict
         right = error is None or error <= allowed
         wrong = None if right else f"wrong result: off by {error:.1e}, allowed {allowed:.1e}"
-        found[name] = Timing(None, None, {}, error, wrong)
+        found[name] = Timing(None, None, {}, error, wrong, failure)
+    return found
+
+
+def time_right(
+    variants: dict[str, Variant], found: dict[str, Timing], rounds: int, timer: Timer
+) -> dict[str, Timing]:
+    """Time, in turns, the variants that `check` found right; the others stay as found.
+
+    In a round every variant runs once, one after another, so that a machine that slows down slows
+    all of them; each round starts with the next one.
+    """
+    found, samplers = dict(found), {}
+    for name, timing in found.items():
+        if timing.wrong is None and timing.failure is None:
+            try:
+                samplers[name] = timer(variants[name].run)
+            except torch.OutOfMemoryError:
+                found[name] = replace(timing, failure="out of memory")
+            except CannotTime as error:
+                found[name] = replace(timing, failure=str(error))
+    names = list(samplers)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            first = turn % max(1, len(names))
+            for name in names[first:] + names[:first]:
+                samples[name].append(samplers[name]())
+    finally:
+        gc.enable()
+    for name in names:
+        ratios = {
+            other: statistics.median(a / b for a, b in zip(samples[other], samples[name], strict=True))
+            for other in names
+        }
+        found[name] = Timing(*_summary(samples[name]), ratios, found[name].error)
     return found
 
 
@@ -132,10 +204,7 @@ def compare(
     rounds: int = 20,
     sample_seconds: float = 0.02,
 ) -> dict[str, Timing]:
-    """Check every variant, then time those that are right, in turns.
-
-    In a round every variant runs once, one after another, so that a machine that slows down slows
-    all of them; each round starts with the next one. Short calls are repeated to `sample_seconds`.
+    """Check every variant, then time those that are right, in turns, by the clock.
 
     Args:
         variants: by name; the first is the published form, which sets how exact the others must be.
@@ -144,29 +213,8 @@ def compare(
         rounds: samples per variant.
         sample_seconds: the least time of one sample.
     """
-    found = _check(variants, expected, dtype)
-    names = [name for name, timing in found.items() if timing.wrong is None]
-    repeats = {}
-    for name in names:
-        _seconds(variants[name].run, 2)
-        repeats[name] = max(1, math.ceil(sample_seconds / _seconds(variants[name].run, 1)))
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    gc.collect()
-    gc.disable()
-    try:
-        for turn in range(rounds):
-            first = turn % max(1, len(names))
-            for name in names[first:] + names[:first]:
-                samples[name].append(_seconds(variants[name].run, repeats[name]))
-    finally:
-        gc.enable()
-    for name in names:
-        ratios = {
-            other: statistics.median(a / b for a, b in zip(samples[other], samples[name], strict=True))
-            for other in names
-        }
-        found[name] = Timing(*_summary(samples[name]), ratios, found[name].error)
-    return found
+    found = check(variants, expected, dtype)
+    return time_right(variants, found, rounds, host_timer(sample_seconds))
 
 
 def _summary(seconds: list[float]) -> tuple[float, float]:
@@ -215,6 +263,44 @@ def peak_memory(build: Callable[..., Callable], *arguments) -> int:
         return pool.submit(_peak_in_this_process, torch.get_num_threads(), build, arguments).result()
 
 
+def allocated_peak(run: Callable[[], Any]) -> int:
+    """The most memory a call holds at once, in bytes of CPU tensors.
+
+    Every block that PyTorch's allocator gives out during the call counts, whole results included;
+    what was there before does not. Exact: the same in every run.
+    """
+    run()  # what is allocated once and kept is not the call's
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=False
+    ) as profile:
+        run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak
+
+
+def saved_bytes(forward: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> int:
+    """The memory that `forward` keeps for its backward pass, in bytes.
+
+    Storages are counted once and whole, however many views of them are kept; those of `exclude`
+    (parameters, say) are not counted.
+    """
+    kept = []  # holds them: a block freed and given out again would count as one
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    own = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (t.untyped_storage() for t in kept)}
+    return sum(size for address, size in storages.items() if address not in own)
+
+
 # ---- the record ----------------------------------------------------------------------------------
 
 
@@ -231,9 +317,9 @@ def _commit() -> str | None:
         return None
 
 
-def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, threads, versions, commit and date."""
-    return {
+def machine(gpu: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a figure depends on: processor, threads, versions, commit and date, and the GPU's record."""
+    record = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -246,6 +332,7 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    return record | ({} if gpu is None else {"gpu": gpu})
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -254,6 +341,8 @@ def describe(record: dict[str, Any]) -> str:
         f"{record['processor']}, {record['cores']} cores, {record['threads']} threads, torch "
         f"{record['torch']}, irnext {record['irnext']} ({record['commit']}), {record['date']}"
     )
+    if "gpu" in record:
+        line = f"{record['gpu']['name']} (CUDA {record['gpu']['cuda']}); {line}"
     if record["load"] > 0.5:
         line += f"\nOther work is running here (load {record['load']:.1f}): times are not to be trusted."
     return line
@@ -264,11 +353,12 @@ def write_results(
 ) -> Path:
     """Write `root`/<machine>/`name`.json, whole or not at all, and return its path.
 
-    `here` is `machine()` as it was when the run began. Of the options, the folder of the results is
-    left out: it says nothing about the figures.
+    `here` is `machine()` as it was when the run began; the folder is called by its GPU, or else by its
+    processor. Of the options, the folder of the results is left out: it says nothing about the figures.
     """
     options = {key: value for key, value in options.items() if key != "results"}
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{here['processor']} {here['cores']} cores".lower()).strip("-")
+    name_of_machine = here["gpu"]["name"] if "gpu" in here else f"{here['processor']} {here['cores']} cores"
+    slug = re.sub(r"[^a-z0-9]+", "-", name_of_machine.lower()).strip("-")
     path = root / slug / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"benchmark": name, "machine": here, "options": options, "results": results}
@@ -286,7 +376,7 @@ def write_results(
 
 def make_console(**options) -> Console:
     """A console wide enough for every table, also where the output goes to a file."""
-    return Console(width=max(120, Console().width), **options)
+    return Console(width=max(180, Console().width), **options)
 
 
 def make_table(title: str, *columns: str) -> Table:
@@ -298,9 +388,9 @@ def make_table(title: str, *columns: str) -> Table:
 
 
 def time_cells(timing: Timing) -> tuple[str, str]:
-    """Milliseconds and spread as text; no time for a wrong result."""
+    """Milliseconds and spread as text; no time for a wrong result, or where there is none."""
     if timing.milliseconds is None:
-        return "wrong", ""
+        return "wrong" if timing.wrong else "none", ""
     return f"{timing.milliseconds:.3f}", f"±{timing.spread / 2:.0%}"
 
 
