@@ -1,0 +1,119 @@
+"""The Triton backend: its kernels in the interpreter, compiled without a GPU, and absent altogether."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import irnext
+from irnext import kernels
+
+TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
+# One variant of every kernel that reads planes, in each layout; the small kernels once.
+REPRESENTATIVES = (
+    r"^(filter_planes|filter_sums|filter_transposed|plane_sums) rows float32( 3x3 reflect)?$|"
+    r"^(filter_planes|filter_sums|filter_transposed) channels bfloat16 3x3 reflect$|"
+    r"^(predict_filter|predict_filter_backward|projection_backward) rows float32 training|"
+    r"^(sum_splits|sum_groups) rows float32|^box_pass rows float32|^update_running_statistics"
+)
+
+
+def run(code: list[str], **environment: str) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own; Triton decides on import how its kernels run."""
+    everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run([sys.executable, *code], env=everything, capture_output=True, text=True)
+
+
+def run_kernel_tests(**environment: str) -> None:
+    tests = Path(__file__).with_name("triton_kernels.py")
+    result = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)], **environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@TRITON
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
+def test_the_kernels_in_the_interpreter():
+    run_kernel_tests(TRITON_INTERPRET="1")
+
+
+@TRITON
+@pytest.mark.gpu
+def test_the_kernels_on_a_gpu():
+    run_kernel_tests(TRITON_INTERPRET="0")
+
+
+def test_importing_needs_no_triton():
+    code = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import irnext, irnext.kernels\n"
+        "assert 'irnext.kernels.ops' not in sys.modules\n"
+        "print(irnext.kernels.unavailable())\n"
+        "try:\n"
+        "    irnext.use_backend('triton')\n"
+        "except RuntimeError as error:\n"
+        "    print(error)\n"
+    )
+    result = run(["-c", code])
+    assert result.returncode == 0, result.stderr
+    reason, message = result.stdout.splitlines()
+    assert reason.startswith("Triton is not installed")
+    assert message == f"backend 'triton' cannot be used: {reason}"
+
+
+@TRITON
+def test_without_a_gpu_the_reason_is_named():
+    code = (
+        "import irnext.kernels, torch\n"
+        "torch.cuda.is_available = lambda: False\n"
+        "print(irnext.kernels.unavailable())\n"
+    )
+    result = run(["-c", code], TRITON_INTERPRET="0")
+    assert result.stdout.startswith("PyTorch sees no CUDA device, and TRITON_INTERPRET=1 was not set")
+    assert run(["-c", code], TRITON_INTERPRET="1").stdout == "None\n"
+
+
+@TRITON
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+def test_kernels_compile_without_spilling(capability):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("interpreted kernels cannot be compiled")
+    from irnext.kernels.compilation import compile_all
+
+    found = compile_all(capability, REPRESENTATIVES)
+    assert {entry["kernel"] for entry in found} == {
+        "box_pass",
+        "filter_planes",
+        "filter_sums",
+        "filter_transposed",
+        "plane_sums",
+        "predict_filter",
+        "predict_filter_backward",
+        "projection_backward",
+        "sum_groups",
+        "sum_splits",
+        "update_running_statistics",
+    }
+    for entry in found:
+        assert entry["spill_instructions"] == entry["stack_bytes"] == 0, entry
+        assert 0 < entry["registers"] <= 168, entry
+        assert entry["shared_bytes"] <= 48 * 1024, entry
+        assert any(name.startswith("global load") for name in entry["instructions"]), entry
+    # Neighbouring channels are read four numbers and more at a time, none of them one by one.
+    filters = [entry for entry in found if entry["variant"].startswith("channels")]
+    assert filters
+    for entry in filters:
+        assert not any(name in entry["instructions"] for name in ("global load 8", "global load 16")), entry
+
+
+def test_the_package_ships_its_configurations():
+    folder = Path(kernels.__file__).parent / "configs"
+    assert (folder / "default.json").is_file()
+    assert irnext.kernels is kernels
