@@ -173,7 +173,7 @@ class LocalAttention(PublishedNames):
         window = self.window or local_window(*z.shape[2:]) if self.low_pass == "local" else None
         y, _, mean, var = ops.local_attention(
             z,
-            *(parameter.to(wide) for parameter in (*parameters, *gains)),
+            *(p if p.dtype == wide else p.to(wide) for p in (*parameters, *gains)),
             (self.kernel_size, self.kernel_size),
             norm.training,
             norm.eps,
