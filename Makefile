@@ -1,11 +1,11 @@
-# make demo | test | lint | gpu | clean. Everything is set up in .venv on first use.
+# make demo | test | lint | reports | gpu-dry | gpu | clean. Everything is set up in .venv on first use.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint gpu clean
+.PHONY: demo test lint reports gpu-dry gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/irnext demo -o demo
@@ -17,12 +17,17 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# On a machine with an NVIDIA GPU and its own PyTorch: nothing is downloaded.
+# What nvcc and Triton make of every kernel, for three generations of GPUs; needs no GPU.
+reports: $(VENV)/installed
+	$(BIN)/python -m benchmarks.compile_report
+
+# Every step of `make gpu` that needs no GPU, on tiny shapes.
+gpu-dry: $(VENV)/installed
+	$(BIN)/python -m benchmarks.gpu --dry
+
+# On a machine with an NVIDIA GPU and its own PyTorch: nothing is downloaded or installed.
 gpu:
-	@$(PYTHON) -c "import torch, sys; torch.cuda.is_available() or sys.exit('make gpu: PyTorch sees no CUDA device')"
-	$(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m irnext info
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m benchmarks.gpu
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache irnext/*.so demo
@@ -34,6 +39,9 @@ $(VENV)/torch:
 	$(BIN)/python -m pip install --quiet $(TORCH) numpy
 	touch $@
 
+# For development: CUDA kernels, where there is nvcc, for one architecture, and built for the CPU too.
+$(VENV)/installed: export TORCH_CUDA_ARCH_LIST ?= 9.0
+$(VENV)/installed: export IRNEXT_CUDA_HOST ?= 1
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
 	touch $@

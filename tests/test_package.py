@@ -17,6 +17,8 @@ from PIL import Image
 import irnext
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(irnext.__file__).parent
+LIBRARIES = {"cpu": PACKAGE / "_C.abi3.so", "cuda-host": PACKAGE / "_cuda_host.abi3.so"}
 
 
 def run(code: str, folder: Path, **environment: str) -> str:
@@ -69,47 +71,92 @@ def test_everything_works_without_the_library(tmp_path):
     assert reason.startswith("backend 'cpu' cannot be used: the compiled library is missing")
 
 
-@pytest.mark.parametrize("required", [False, True])
-def test_the_build_without_a_compiler(tmp_path, required):
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "*.so", "build", "__pycache__", "demo", "fixtures")
+def build_wheel(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """What `setup.py bdist_wheel` says in a copy of the sources, and the files of its wheel."""
+    source = folder / "source"
+    ignored = shutil.ignore_patterns(".*", "*.so", "build", "__pycache__", "demo", "fixtures", "results")
     shutil.copytree(ROOT, source, ignore=ignored)
     result = subprocess.run(
         [sys.executable, "setup.py", "--quiet", "bdist_wheel"],
         cwd=source,
-        env={
-            **os.environ,
-            "CC": "no-such-compiler",
-            "CXX": "no-such-compiler",
-            "IRNEXT_REQUIRE_LIBRARY": str(int(required)),
-        },
+        env={**os.environ, "IRNEXT_CUDA": "", "IRNEXT_REQUIRE_LIBRARY": "0", **environment},
         capture_output=True,
         text=True,
     )
-    assert (result.returncode != 0) == required, result.stderr
-    if not required:
-        (wheel,) = (source / "dist").glob("*.whl")
-        names = zipfile.ZipFile(wheel).namelist()
-        assert "irnext/model.py" in names
-        assert "irnext/kernels/__init__.py" in names
-        assert not any(name.startswith(("kernels/", "tests/", "benchmarks/")) for name in names)
-        assert not any(name.endswith(".so") for name in names)
+    wheels = list((source / "dist").glob("*.whl"))
+    return result, zipfile.ZipFile(wheels[0]).namelist() if wheels else []
 
 
-@pytest.mark.skipif(not irnext.backends()["cpu"], reason="the compiled library is not built")
-@pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
-def test_the_library_needs_only_stable_symbols():
+NO_COMPILER = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
+
+
+def test_the_build_without_a_compiler_is_the_python_package(tmp_path):
+    result, names = build_wheel(tmp_path, **NO_COMPILER, IRNEXT_CUDA_HOST="1")
+    assert result.returncode == 0, result.stderr
+    assert "irnext/model.py" in names
+    assert "irnext/kernels/__init__.py" in names
+    assert not any(name.startswith(("kernels/", "tests/", "benchmarks/")) for name in names)
+    assert not any(name.endswith(".so") for name in names)
+    tuned = {f"irnext/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.json")}
+    assert tuned <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({**NO_COMPILER, "IRNEXT_REQUIRE_LIBRARY": "1"}, "no-such-compiler cannot be run"),
+        ({"IRNEXT_CUDA": "1", "CUDA_HOME": "", "CUDA_PATH": "", "PATH": ""}, "there is no nvcc"),
+        ({"IRNEXT_CUDA": "yes"}, "error: IRNEXT_CUDA is 'yes': it must be 0"),
+        ({"MAX_JOBS": "many"}, "error: MAX_JOBS is 'many'"),
+    ],
+)
+def test_a_build_that_cannot_be_as_asked_fails(tmp_path, environment, message):
+    result, names = build_wheel(tmp_path, **environment)
+    assert result.returncode
+    assert message in result.stderr
+    assert not names
+
+
+def undefined_symbols(library: Path) -> list[tuple[str, str]]:
+    """The kind (U, or w for weak) and name of every symbol that a library takes from others."""
     listing = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(Path(irnext.__file__).parent / "_C.abi3.so")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = [line.split()[-1].partition("@")[0] for line in listing.stdout.splitlines()]
+        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+    ).stdout
+    words = (line.split() for line in listing.splitlines())
+    return [(word[-2], word[-1].partition("@")[0]) for word in words]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
+@pytest.mark.parametrize("backend", ["cpu", "cuda-host"])
+def test_the_libraries_need_only_stable_symbols(backend):
+    status = irnext.backends()[backend]
+    if not status:
+        pytest.skip(status.reason)
+    symbols = undefined_symbols(LIBRARIES[backend])
+    names = [name for _, name in symbols]
     of_torch = [name for name in names if "torch" in name or "c10" in name or "N2at" in name]
     assert of_torch
     assert all(name.startswith(("aoti_torch_", "torch_")) for name in of_torch), of_torch
     assert not any(name.startswith(("Py", "_Py")) for name in names), "the library must not need Python"
+    # CUDA's run time is part of the library; what only a CUDA build of PyTorch has must be weak.
+    of_cuda = [name for kind, name in symbols if re.match(r"_*cu(da)?[A-Z]", name) and kind == "U"]
+    assert not of_cuda
+    assert all(kind == "w" for kind, name in symbols if name.startswith("aoti_torch_get_current_cuda"))
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs binutils")
+@pytest.mark.parametrize("backend", ["cpu", "cuda-host"])
+def test_the_libraries_load_no_cuda(backend):
+    status = irnext.backends()[backend]
+    if not status:
+        pytest.skip(status.reason)
+    dynamic = subprocess.run(
+        ["readelf", "-d", str(LIBRARIES[backend])], capture_output=True, text=True, check=True
+    ).stdout
+    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if "cuda" in name or name.startswith("libcu")]
+    assert not re.search("R(UN)?PATH", dynamic), "a library must not point into the machine it was built on"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves a file open
