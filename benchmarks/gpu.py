@@ -42,10 +42,14 @@ SMI_FIELDS = (
 # What the interpreter, which takes seconds for a kernel, rehearses; tests/test_triton.py has the rest.
 INTERPRETED = "triton and exported or agree and global"
 # A few planes, in and beyond the cache: `python -m benchmarks.lam --suite full` has all.
-MEASURED = (
-    "--device cuda --backends cuda triton --dtypes float32 bfloat16 --rounds 5 --forward-shapes 1 32 360 640 "
-    "--shapes 1 32 128 128 1 128 32 32 8 64 64 64 1 32 736 1280"
-)
+MEASURED = {
+    "device": "cuda",
+    "backends": ("cuda", "triton"),
+    "dtypes": ("float32", "bfloat16"),
+    "rounds": 5,
+    "shapes": ((1, 32, 128, 128), (1, 128, 32, 32), (8, 64, 64, 64), (1, 32, 736, 1280)),
+    "forward_shapes": ((1, 32, 360, 640),),
+}
 # The tests in processes of about the same length: Triton compiles each kernel when it is first used.
 SHARDS = {
     "cuda": "not triton",
@@ -55,10 +59,13 @@ SHARDS = {
     "triton float16": "triton and float16 and not bfloat16",
     "triton": "triton and not float",
 }
-TINY = (
-    "--device cpu --backends auto cuda-host --rounds 1 --sample-seconds 0.001 --forward-shapes 1 8 16 24 "
-    "--shapes 1 8 16 16"
-)
+TINY = {
+    "backends": ("auto", "cuda-host"),
+    "rounds": 1,
+    "sample_seconds": 0.001,
+    "shapes": ((1, 8, 16, 16),),
+    "forward_shapes": ((1, 8, 16, 24),),
+}
 
 
 @dataclass(frozen=True)
@@ -204,9 +211,11 @@ def pytest_command(*arguments: str | Path) -> list[str | Path]:
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *arguments]
 
 
-def benchmark(options: str, results: Path) -> list[str | Path]:
-    """The attention's benchmark with its figures under `results`."""
-    return [sys.executable, "-m", "benchmarks.lam", *options.split(), "--json", "--results", results]
+def benchmark(options: Mapping[str, Any], results: Path) -> list[str | Path]:
+    """The attention's benchmark with its figures under `results`; its command line would need tyro."""
+    call = f"lam.Options(**{dict(options)!r}, json=True, results=pathlib.Path(sys.argv[1]))"
+    code = f"import pathlib, sys; from benchmarks import lam; sys.exit(lam.run({call}))"
+    return [sys.executable, "-c", code, results]
 
 
 def device_steps(results: Path) -> list[Step]:
@@ -225,7 +234,7 @@ def device_steps(results: Path) -> list[Step]:
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *small]
         absent = None if sanitizer else "compute-sanitizer is not installed"
         steps.append(Step(tool, command, 90, watched, absent, refused="Device not supported"))
-    steps.append(Step("benchmark", benchmark(MEASURED, results), 150, environment, missing("tyro")))
+    steps.append(Step("benchmark", benchmark(MEASURED, results), 150, environment))
     return steps
 
 
@@ -249,7 +258,7 @@ def dry_steps(results: Path) -> list[Step]:
             together="tests",
         ),
         Step("sanitizers", sanitized, 120, environment),
-        Step("benchmark", benchmark(TINY, results), 60, environment, missing("tyro")),
+        Step("benchmark", benchmark(TINY, results), 60, environment),
     ]
 
 

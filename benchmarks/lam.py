@@ -22,10 +22,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -131,7 +130,7 @@ class Options:
     """N C H W of further inputs, forward only, in place of the quick suite's"""
     directions: tuple[Direction, ...] = ("forward", "forward + backward")
     """what of a training step to time"""
-    dtypes: Annotated[tuple[DType, ...], tyro.conf.arg(aliases=["--dtype"])] = ("float32",)
+    dtypes: tuple[DType, ...] = ("float32",)
     """floating types of the input and of the parameters"""
     layouts: tuple[Layout, ...] = ("contiguous",)
     """memory formats of the input"""
@@ -145,7 +144,7 @@ class Options:
     """samples per variant"""
     sample_seconds: float = 0.02
     """least time of one sample; shorter calls are repeated"""
-    compiled: Annotated[bool, tyro.conf.arg(name="compile")] = False
+    compile: bool = False
     """also torch.compile of both baselines (slow to start)"""
     json: bool = False
     """write the figures to a file under --results"""
@@ -301,7 +300,7 @@ def make_subjects(options: Options, case: Case, exact: LocalAttention) -> dict[s
     for name, cls in BASELINES.items():
         module = same(cls)
         subjects[name] = Subject(module, module)
-    for name, cls in BASELINES.items() if options.compiled else ():
+    for name, cls in BASELINES.items() if options.compile else ():
         module = same(cls)
         subjects[f"compiled {name}"] = Subject(module, torch.compile(module, dynamic=False))
     for backend in options.backends:
@@ -528,9 +527,8 @@ def run_cases(options: Options, console: Console) -> tuple[dict[str, Any], list[
     return here, rows
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(options: Options) -> int:
     """Run the benchmark; 1 if any variant computes something wrong."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.lam")
     if options.threads:
         torch.set_num_threads(options.threads)
     harness.keep_freed_memory()
@@ -541,6 +539,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = harness.write_results("lam", here, dataclasses.asdict(options), rows, options.results)
         console.print(f"written: {path}", soft_wrap=True)
     return int(any(row["wrong"] for row in rows))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, for which alone tyro is needed."""
+    import tyro
+
+    return run(tyro.cli(Options, args=arguments, prog="python -m benchmarks.lam"))
 
 
 if __name__ == "__main__":

@@ -477,7 +477,7 @@ def test_lam_benchmark_of_the_local_mean(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lam_benchmark(tmp_path, capsys, dtype):
-    status, results, options = run_lam(tmp_path, "--dtype", dtype)
+    status, results, options = run_lam(tmp_path, "--dtypes", dtype)
     assert status == 0 and options["dtypes"] == [dtype]
     assert len(results) == 5 * 6  # cases x variants
     for result in results:
@@ -679,7 +679,7 @@ def test_training_step_benchmark(tmp_path, dtype):
 
 def test_bad_options_say_what_would_be_right(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        lam.main(["--dtype", "float8"])
+        lam.main(["--dtypes", "float8"])
     assert stop.value.code != 0
     assert "bfloat16" in capsys.readouterr().err
     with pytest.raises(ValueError, match="batch at least 2"):

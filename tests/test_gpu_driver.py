@@ -87,7 +87,7 @@ def test_the_steps_on_a_device(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: "/opt/compute-sanitizer")
     steps = {step.name: step for step in gpu.device_steps(tmp_path)}
     assert steps["racecheck"].command[:3] == ["/opt/compute-sanitizer", "--tool", "racecheck"]
-    assert "--device cuda" in " ".join(map(str, steps["benchmark"].command))
+    assert "'device': 'cuda'" in " ".join(map(str, steps["benchmark"].command))
 
 
 def test_every_gpu_test_is_in_one_shard():
