@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent
 OBJECTS = Path("build/objects")  # kept from build to build: only what changed is compiled again
 
 # Compiled once per instruction set; everything else in csrc/cpu once.
-INSTRUCTION_SET_SOURCES = ("csrc/cpu/kernels.cpp",)
+INSTRUCTION_SET_SOURCES = ("csrc/cpu/kernels.cpp", "csrc/cpu/winograd.cpp")
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {

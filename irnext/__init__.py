@@ -7,6 +7,7 @@ from .losses import DualDomainLoss
 from .model import IRNeXt
 from .models import create_model, list_models
 from .ops import backends, use_backend
+from .optimization import optimize
 from .restoration import restore
 from .version import __version__
 
@@ -23,6 +24,7 @@ __all__ = [
     "list_models",
     "load",
     "ops",
+    "optimize",
     "restore",
     "save",
     "use_backend",

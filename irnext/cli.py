@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, checkpoints, complexity, create_model, info, list_models, use_backend
+from . import __version__, checkpoints, complexity, create_model, info, list_models, optimize, use_backend
 from .restoration import restore_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -172,13 +172,16 @@ def restore(
     check_backend()
     network = load_model(weights, model, low_pass)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    computed = DTYPES[dtype]
+    if device == "cpu" and not os.environ.get("IRNEXT_BACKEND"):  # a backend asked for serves all it can
+        network, computed = optimize(network, computed), None
     report = restore_files(
         network,
         inputs,
         output,
         tile=tile,
         overlap=overlap,
-        dtype=DTYPES[dtype],
+        dtype=computed,
         device=device,
         compare=compare,
     )

@@ -4,12 +4,15 @@
 #include <initializer_list>
 
 #include "kernels.h"
+#include "winograd.h"
 
 namespace irnext::cpu {
 
 extern const Kernels kernels_baseline;
+extern const WinogradKernel winograd_baseline;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512;
+extern const WinogradKernel winograd_avx2, winograd_avx512;
 #endif
 
 namespace {
@@ -40,6 +43,15 @@ std::atomic<const Kernels*> chosen{fastest()};
 }  // namespace
 
 const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
+
+WinogradKernel winograd() {
+#if defined(__x86_64__)
+  const Kernels* current = &kernels();
+  if (current == &kernels_avx512) return winograd_avx512;
+  if (current == &kernels_avx2) return winograd_avx2;
+#endif
+  return winograd_baseline;
+}
 
 bool select_kernels(const char* name) {
   const Kernels* found = find(name);
