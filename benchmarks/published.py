@@ -33,7 +33,6 @@ class PlainAttention(LocalAttention):
 
     def __init__(self, channels: int, groups: int = 8, kernel_size: int = 3, low_pass: str = "global"):
         super().__init__(channels, groups, kernel_size, low_pass)
-        self.norm = nn.BatchNorm2d(groups * kernel_size**2)
         self.check_low_pass()
 
     def check_low_pass(self) -> None:

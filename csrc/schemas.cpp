@@ -16,18 +16,18 @@ IRNEXT_LIBRARY(IRNEXT_NAMESPACE, m) {
       "dynamic_conv2d_backward(Tensor grad, Tensor x, Tensor kernel, int dilation, str padding_mode, "
       "bool need_x, bool need_kernel, bool need_sum) -> (Tensor, Tensor, Tensor)");
   m.def("spatial_mean(Tensor x) -> Tensor");
-  m.def("local_mean(Tensor x, int[2] window) -> Tensor");
-  m.def("local_mean_backward(Tensor grad, int[2] window) -> Tensor");
+  m.def("local_mean(Tensor x, SymInt[2] window) -> Tensor");
+  m.def("local_mean_backward(Tensor grad, SymInt[2] window) -> Tensor");
   m.def(
       "local_attention(Tensor x, Tensor weight, Tensor norm_weight, Tensor norm_bias, Tensor? running_mean, "
       "Tensor? running_var, Tensor low, Tensor inner, Tensor high, int[2] kernel_size, bool training, float eps, "
-      "str activation, int[2]? window) -> (Tensor, Tensor, Tensor, Tensor)");
+      "str activation, SymInt[2]? window) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "local_attention_backward(Tensor grad, Tensor x, Tensor mean, Tensor weight, Tensor norm_weight, "
       "Tensor norm_bias, Tensor logit_mean, Tensor logit_var, Tensor low, Tensor inner, Tensor high, "
-      "int[2] kernel_size, bool training, float eps, str activation, int[2]? window) "
+      "int[2] kernel_size, bool training, float eps, str activation, SymInt[2]? window) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "update_statistics(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) batches, Tensor mean, "
-      "Tensor var, int count, float? momentum) -> ()");
+      "Tensor var, SymInt count, float? momentum) -> ()");
 }

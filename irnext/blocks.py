@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import ClassVar
 
 import torch
@@ -48,25 +47,11 @@ class Conv(nn.Conv2d):
         return ops.conv2d_bias_act(x, weight, self.bias, self.activation, residual)
 
 
-def full_precision(device_type: str) -> contextlib.AbstractContextManager:
-    """A context without autocast, on devices that have it."""
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
-class LogitNorm(nn.BatchNorm2d):
-    """Batch normalisation that takes (N, C) as well: planes of one pixel need no further dimensions."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        if x.ndim not in (2, 4):
-            raise ValueError(f"expected (N, C) or (N, C, H, W), got {tuple(x.shape)}")
-
-
 def _is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     """Whether the module is of this very class and nothing is hooked to it: its call may then be left out."""
     return type(module) is cls and not (
-        module._forward_hooks
+        "forward" in vars(module)
+        or module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
@@ -136,7 +121,7 @@ class LocalAttention(PublishedNames):
             self.high_pass_weight = nn.Parameter(torch.ones(channels))  # w, Eq. 6
         taps = kernel_size**2
         self.project = nn.Conv2d(channels, groups * taps, 1, bias=False)
-        self.norm = LogitNorm(groups * taps)
+        self.norm = nn.BatchNorm2d(groups * taps)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments) -> None:
         if self.low_pass == "exact" and prefix + "lamb_l" in state_dict:
@@ -150,7 +135,7 @@ class LocalAttention(PublishedNames):
         if self.is_published():
             return self.whole(z)
         # The few numbers per plane stay in the parameters' precision, also under autocast.
-        with full_precision(z.device.type):
+        with ops.full_precision(z.device.type):
             kernel, bias = self.predict(ops.spatial_mean(z), z)
         return ops.dynamic_conv2d(z, kernel, bias)
 
@@ -160,8 +145,12 @@ class LocalAttention(PublishedNames):
         return (
             self.low_pass in ("global", "local")
             and _is_plain(self.project, nn.Conv2d)
-            and _is_plain(norm, LogitNorm)
+            and self.project.bias is None
+            and _is_plain(norm, nn.BatchNorm2d)
+            and norm.weight is not None
+            and norm.track_running_stats
             and norm.running_mean is not None
+            and not torch.nn.modules.module._has_any_global_hook()
             and not (norm.training and norm.running_mean.element_size() < 4)
         )
 
@@ -188,8 +177,8 @@ class LocalAttention(PublishedNames):
 
     def logits(self, mean: Tensor) -> Tensor:
         """BN(W m): (N, G, K, K) from the plane means (N, C); Eq. 3 before its activation."""
-        weight = self.project.weight.flatten(1)
-        logits = self.norm(F.linear(mean.to(weight.dtype), weight)).to(mean.dtype)
+        pixels = mean.to(self.project.weight.dtype)[..., None, None]
+        logits = self.norm(self.project(pixels)).to(mean.dtype)
         return logits.view(len(mean), self.groups, self.kernel_size, self.kernel_size)
 
     def predict(self, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:

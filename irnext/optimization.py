@@ -24,10 +24,8 @@ from .blocks import (
     Conv,
     ConvS,
     LocalAttention,
-    LogitNorm,
     MultiScaleModule,
     ResidualBlock,
-    full_precision,
     local_window,
 )
 from .model import IRNeXt
@@ -256,7 +254,7 @@ class Attention:
             and attention.low_pass in ("global", "local", None)
             and is_untouched(attention.project, nn.Conv2d)
             and attention.project.bias is None
-            and is_untouched(attention.norm, LogitNorm)
+            and is_untouched(attention.norm, nn.BatchNorm2d)
             and attention.norm.affine
             and attention.norm.running_mean is not None
         )
@@ -640,7 +638,7 @@ class OptimizedModel(nn.Module):
             return self._traced(x, weight.dtype)
         if x.device != weight.device:
             raise ValueError(f"x is on {x.device} but the model is on {weight.device}; move them together")
-        with torch.no_grad(), full_precision(x.device.type):
+        with torch.no_grad(), ops.full_precision(x.device.type):
             return self._prepare()(x)
 
     def _traced(self, x: Tensor, held: torch.dtype) -> list[Tensor]:

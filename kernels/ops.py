@@ -450,12 +450,16 @@ def update_statistics(
     momentum: float | None,
 ) -> None:
     """See `irnext.ops.update_statistics`."""
+    dense = running_mean.contiguous(), running_var.contiguous()
     launch(
         update_running_statistics,
         1,
-        running_mean, running_var, batches, mean.contiguous(), var.contiguous(), mean.numel(), count,
+        *dense, batches, mean.contiguous(), var.contiguous(), mean.numel(), count,
         MOMENTUM=momentum, ACC=_types(mean)["ACC"], B=_block(mean.numel(), 1024),
     )  # fmt: skip
+    for running, updated in zip((running_mean, running_var), dense, strict=True):
+        if updated is not running:
+            running.copy_(updated)
 
 
 OPERATORS: dict[str, Callable] = {

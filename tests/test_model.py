@@ -121,19 +121,40 @@ def test_attention_of_a_sample_does_not_depend_on_the_others():
 def test_an_attention_with_replaced_or_hooked_parts_gives_the_same(low_pass, training):
     torch.manual_seed(0)
     plain = randomise(irnext.LocalAttention(16, low_pass=low_pass)).double().train(training)
+
+    class Norm(torch.nn.BatchNorm2d):
+        """One of somebody's own."""
+
     hooked, replaced = copy.deepcopy(plain), copy.deepcopy(plain)
     seen = []
     hooked.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    replaced.norm = torch.nn.BatchNorm1d(plain.norm.num_features, dtype=torch.float64).train(training)
+    hooked.project.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    replaced.norm = Norm(plain.norm.num_features, dtype=torch.float64).train(training)
     replaced.norm.load_state_dict(plain.norm.state_dict())
     z = torch.randn(3, 16, 9, 8, dtype=torch.float64)
     results = []
     for module in (plain, hooked, replaced):
         y = module(z.requires_grad_())
         results.append([y, *torch.autograd.grad(y.sin().sum(), (z, *module.parameters())), *module.buffers()])
-    assert len(seen) == 1
+    assert len(seen) == 2
     for other in results[1:]:
         torch.testing.assert_close(results[0], other)
+
+
+def test_an_attention_with_other_settings_of_its_parts_heeds_them():
+    z = torch.randn(3, 16, 9, 8)
+    fixed, bare, own = (randomise(irnext.LocalAttention(16)) for _ in range(3))
+    fixed.norm.track_running_stats = False
+    before = fixed.norm.running_mean.clone()
+    fixed(z)
+    assert torch.equal(fixed.norm.running_mean, before)
+    bare.norm = type(bare.norm)(bare.norm.num_features, affine=False)
+    assert bare(z).isfinite().all()
+    own.norm.forward = lambda logits: torch.zeros_like(logits)
+    own.low_gain.data.fill_(1)
+    own.high_gain.data.fill_(0)
+    own.inner_gain.data.fill_(0)
+    torch.testing.assert_close(own(z), z)  # tanh(0) = 0 for every tap
 
 
 def test_a_half_precision_attention_filters_as_well_as_its_parameters_allow():

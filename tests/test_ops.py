@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import torch._dynamo.testing
 from conftest import CPU_BACKENDS, DEVICES
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -423,6 +424,75 @@ def test_local_attention_follows_the_published_steps(activation, window, trainin
     )
 
 
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_gradients_that_are_differentiated_again_follow_each_path_once(backend):
+    """An attention applied to its own result: x then depends on the parameters as well."""
+    x, parameters, statistics, gains, _ = attention_inputs()
+    wanted = [t.requires_grad_() for t in (x, *parameters, *gains)]
+
+    def loss():
+        y = x
+        for _ in range(2):
+            y = ops.local_attention(y, *parameters, *statistics, *gains)[0]
+        return y.square().sum()
+
+    with irnext.use_backend(backend):
+        plain = torch.autograd.grad(loss(), wanted)
+        differentiable = torch.autograd.grad(loss(), wanted, create_graph=True)
+    torch.testing.assert_close(differentiable, plain)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_autocast_does_not_touch_the_prediction_of_the_filter(backend):
+    x, parameters, statistics, gains, _ = attention_inputs()
+    x, *rest = (t.float() for t in (x, *parameters, *statistics, *gains))
+    with irnext.use_backend(backend):
+        expected = ops.local_attention(x, *rest)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(ops.local_attention(x, *rest)[0], expected)
+
+
+def test_transforms_of_functions_work():
+    x, parameters, statistics, gains, u = attention_inputs()
+
+    def loss(x):
+        return (ops.local_attention(x, *parameters, *statistics, *gains)[0] * u).sum()
+
+    torch.testing.assert_close(
+        torch.func.grad(loss)(x), torch.autograd.grad(loss(x.requires_grad_()), x)[0].detach()
+    )
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_autograd_notices_that_running_statistics_have_moved(backend):
+    x, parameters, (centre, spread), gains, u = attention_inputs()
+    with irnext.use_backend(backend):
+        y = ops.local_attention(x.requires_grad_(), *parameters, centre, spread, *gains)[0]
+        batch = torch.zeros_like(centre), torch.ones_like(spread)
+        ops.update_statistics(centre, spread, torch.zeros((), dtype=torch.int64), *batch, 2, 0.1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.backward(u)
+
+
+@COMPILED
+def test_one_compiled_graph_serves_all_sizes():
+    _, parameters, statistics, gains, _ = attention_inputs()
+    counter = torch._dynamo.testing.CompileCounter()
+
+    @torch.compile(backend=counter, dynamic=True, fullgraph=True)
+    def attend(x):
+        height, width = x.shape[2:]
+        window = height // 2, width // 2
+        return ops.local_attention(x, *parameters, *statistics, *gains, window=window)[0]
+
+    for height, width in ((6, 8), (7, 9), (12, 5), (9, 30)):
+        x = torch.randn(2, 6, height, width, dtype=torch.float64)
+        window = height // 2, width // 2
+        expected = ops.local_attention(x, *parameters, *statistics, *gains, window=window)[0]
+        torch.testing.assert_close(attend(x), expected)
+    assert counter.frame_count == 1
+
+
 def test_only_wanted_gradients_of_the_attention_are_given():
     x, parameters, statistics, gains, u = attention_inputs()
     gains[1].requires_grad_()
@@ -447,7 +517,10 @@ def test_local_attention_names_what_is_wrong():
         (ValueError, "weight is", {"weight": weight[:, :-1]}),
         (ValueError, "norm_bias has shape", {"norm_bias": norm_bias[1:]}),
         (ValueError, "low has shape", {"gains": (gains[0][1:], *gains[1:])}),
+        (ValueError, "weight is", {"weight": torch.zeros(())}),
+        (ValueError, "norm_bias is None: it is needed", {"norm_bias": None}),
         (ValueError, "running_mean is None", {"statistics": (None, None)}),
+        (ValueError, "running_mean has shape", {"statistics": [t[None] for t in statistics]}),
         (ValueError, "norm_bias is on meta but x is on cpu", {"norm_bias": norm_bias.to("meta")}),
         (TypeError, "weight is torch.float32: for x in torch.float64", {"weight": weight.float()}),
         (TypeError, "for x in torch.float16 it must be torch.float32", {"x": x.half()}),

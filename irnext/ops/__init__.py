@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .dispatch import BackendStatus, backends, implementation, use_backend
-from .reference import accumulation_dtype, activate
+from .reference import accumulation_dtype, activate, full_precision
 
 __all__ = [
     "BackendStatus",
@@ -20,6 +20,7 @@ __all__ = [
     "backends",
     "conv2d_bias_act",
     "dynamic_conv2d",
+    "full_precision",
     "local_attention",
     "local_mean",
     "merge_pyramid",
@@ -153,7 +154,7 @@ def _check_attention(
             f"{h}x{w} (x is {tuple(x.shape)})"
         )
     weight, taps = parameters["weight"], kernel_size[0] * kernel_size[1]
-    outputs = weight.shape[0]
+    outputs = weight.shape[0] if weight.ndim in (2, 4) and weight.shape[1] == c else 0
     groups, wide = outputs // taps, accumulation_dtype(x.dtype)
     if outputs % taps or weight.numel() != outputs * c or groups < 1 or c % groups:
         raise ValueError(
@@ -162,6 +163,8 @@ def _check_attention(
         )
     for name, tensor in parameters.items():
         if tensor is None:
+            if name not in ("running_mean", "running_var"):
+                raise ValueError(f"{name} is None: it is needed")
             if not training:
                 raise ValueError(f"{name} is None: outside training the running statistics are needed")
             continue
@@ -169,9 +172,11 @@ def _check_attention(
             raise ValueError(f"{name} is on {tensor.device} but x is on {x.device}; move them together")
         if tensor.dtype != wide:
             raise TypeError(f"{name} is {tensor.dtype}: for x in {x.dtype} it must be {wide}")
-        numbers = {"weight": outputs * c, "low": c, "inner": c, "high": c}.get(name, outputs)
-        if tensor.numel() != numbers:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must hold {numbers} numbers")
+        if name in ("low", "inner", "high"):
+            if tensor.numel() != c:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must hold {c} numbers")
+        elif name != "weight" and tensor.shape != (outputs,):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}: it must be ({outputs},)")
     if training and n < 2:
         raise ValueError(
             f"batch statistics need more than one sample, but x is {tuple(x.shape)}: put the normalisation "
@@ -277,7 +282,7 @@ def update_statistics(
 
 
 def _check_window(window: Sequence[int]) -> None:
-    if len(window) != 2 or min(window) < 1:
+    if len(window) != 2 or window[0] < 1 or window[1] < 1:  # one by one: min() would compare symbolic sizes
         raise ValueError(f"window is {tuple(window)}: it must be two sizes (rows, columns) of at least 1")
 
 

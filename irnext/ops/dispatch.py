@@ -129,7 +129,9 @@ def _choose() -> dict[str, str]:
 
 
 _automatic = _choose()
-_requested = os.environ.get("IRNEXT_BACKEND", AUTO)
+_requested = os.environ.get("IRNEXT_BACKEND") or AUTO
+if _requested in FAILURES and FAILURES[_requested]() is None:
+    _prepare(_requested)  # now, since torch.compile cannot
 _counting = False
 
 
@@ -144,6 +146,8 @@ class use_backend:
     "triton" serves CPU tensors where the environment has TRITON_INTERPRET=1 (set before
     Python starts), by Triton's interpreter, and "cuda-host" runs the CUDA kernels' own
     source on the CPU: both slowly, to test the kernels where there is no GPU.
+
+    Where several threads choose, each must leave before the next enters, or the last to leave decides.
 
     Raises ValueError for an unknown name and RuntimeError, with the reason, for a
     backend that cannot be used here.
@@ -207,7 +211,9 @@ def implementation(op: str, x: torch.Tensor) -> Callable:
             _prepare(backend)
         if reason := _why_not(backend, x):
             raise RuntimeError(f"backend {backend!r} cannot serve {op}: {reason}")
-    # Registered operators would lose the tangent of forward-mode derivatives without a word.
-    if backend is None or op not in COMPILED_OPS or forward_ad._current_level >= 0:
+    # Registered operators would lose the tangent of forward-mode derivatives without a word, and
+    # torch.func's transforms refuse them.
+    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if backend is None or op not in COMPILED_OPS or transformed:
         return getattr(reference, op)
     return _tables[backend][op]

@@ -8,6 +8,7 @@ are not checked here; `irnext.ops` does that for every backend.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,13 @@ from .recompute import gelu
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type sums are taken in: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """A context without autocast, on devices that have it."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def per_channel(kernel: Tensor, channels: int) -> Tensor:
@@ -138,7 +146,8 @@ def local_attention(
     low, inner, high = low.flatten(), inner.flatten(), high.flatten()
     rows, columns = kernel_size
     mean = operators.spatial_mean(x)
-    logits = F.linear(mean, weight.flatten(1))
+    with full_precision(x.device.type):
+        logits = F.linear(mean, weight.flatten(1))
     if training:
         logit_var, logit_mean = torch.var_mean(logits.detach(), 0, correction=0)
         logits = F.batch_norm(logits, None, None, norm_weight, norm_bias, True, 0, eps)

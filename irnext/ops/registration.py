@@ -22,18 +22,18 @@ SCHEMAS = {
     "dynamic_conv2d_backward": "(Tensor grad, Tensor x, Tensor kernel, int dilation, str padding_mode, "
     "bool need_x, bool need_kernel, bool need_sum) -> (Tensor, Tensor, Tensor)",
     "spatial_mean": "(Tensor x) -> Tensor",
-    "local_mean": "(Tensor x, int[2] window) -> Tensor",
-    "local_mean_backward": "(Tensor grad, int[2] window) -> Tensor",
+    "local_mean": "(Tensor x, SymInt[2] window) -> Tensor",
+    "local_mean_backward": "(Tensor grad, SymInt[2] window) -> Tensor",
     "local_attention": "(Tensor x, Tensor weight, Tensor norm_weight, Tensor norm_bias, "
     "Tensor? running_mean, Tensor? running_var, Tensor low, Tensor inner, Tensor high, "
-    "int[2] kernel_size, bool training, float eps, str activation, int[2]? window) "
+    "int[2] kernel_size, bool training, float eps, str activation, SymInt[2]? window) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     "local_attention_backward": "(Tensor grad, Tensor x, Tensor mean, Tensor weight, Tensor norm_weight, "
     "Tensor norm_bias, Tensor logit_mean, Tensor logit_var, Tensor low, Tensor inner, Tensor high, "
-    "int[2] kernel_size, bool training, float eps, str activation, int[2]? window) "
+    "int[2] kernel_size, bool training, float eps, str activation, SymInt[2]? window) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "update_statistics": "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) batches, "
-    "Tensor mean, Tensor var, int count, float? momentum) -> ()",
+    "Tensor mean, Tensor var, SymInt count, float? momentum) -> ()",
 }
 # Operators that only the reference implements: their gradients and fakes follow from it.
 COMPOSITES = {
@@ -215,8 +215,9 @@ def _local_attention_gradient(operators: Operators, ctx, grad, *_):
     inputs = (x, weight, norm_weight, norm_bias, *gains)
     if torch.is_grad_enabled():  # to be differentiated again: by operators that can be
         statistics = (None, None) if ctx.options[1] else (logit_mean, logit_var)
-        with torch.enable_grad():
-            y = reference.local_attention(*inputs[:4], *statistics, *gains, *ctx.options, operators)[0]
+        # Views, so that an input that was computed from another one takes only its own part.
+        inputs = [tensor.view_as(tensor) for tensor in inputs]
+        y = reference.local_attention(*inputs[:4], *statistics, *inputs[4:], *ctx.options, operators)[0]
         wanted = [tensor for tensor, need in zip(inputs, needs, strict=True) if need]
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
         grads = [next(found) if need else None for need in needs]
@@ -315,6 +316,16 @@ def _recorded(operator, operators: Operators, gradient: Callable, save: Callable
     return kernel
 
 
+def _noticed(operator, changed: int) -> Callable:
+    """The kernel that tells autograd that an operator has changed its first `changed` arguments."""
+
+    def kernel(keyset, *arguments):
+        torch.autograd.graph.increment_version(arguments[:changed])
+        return operator.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *arguments)
+
+    return kernel
+
+
 def register(namespace: str, kernels: Mapping[str, Callable] | None = None, key: str = "CPU") -> Operators:
     """Complete the operators of a namespace and return them.
 
@@ -336,6 +347,8 @@ def register(namespace: str, kernels: Mapping[str, Callable] | None = None, key:
             operator = getattr(operators, name)
             kernel = _recorded(operator, operators, *GRADIENTS[name])
             library_.impl(name, kernel, "Autograd", with_keyset=True)
+    noticed = _noticed(operators.update_statistics, changed=3)
+    library_.impl("update_statistics", noticed, "ADInplaceOrView", with_keyset=True)
     for name, kernel in (kernels or {}).items():
         library_.impl(name, kernel, key)
     return operators
