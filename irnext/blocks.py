@@ -47,15 +47,15 @@ class Conv(nn.Conv2d):
         return ops.conv2d_bias_act(x, weight, self.bias, self.activation, residual)
 
 
+def is_untouched(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether the module is of this very class and nothing is hooked to, or put in place of, its call."""
+    touched = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) is cls and not touched
+
+
 def _is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
-    """Whether the module is of this very class and nothing is hooked to it: its call may then be left out."""
-    return type(module) is cls and not (
-        "forward" in vars(module)
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    """Whether the module's call, and its gradient's, may be left out for what they compute."""
+    return is_untouched(module, cls) and not (module._backward_hooks or module._backward_pre_hooks)
 
 
 class LocalAttention(PublishedNames):
@@ -184,18 +184,16 @@ class LocalAttention(PublishedNames):
     def predict(self, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The filter, (N, C, K, K) or (N, G, K, K), and the bias that give y in one `dynamic_conv2d`."""
         attention = ops.activate(self.logits(mean), self.activation)
-        centre = torch.zeros_like(attention[:1, :1])
-        centre[..., self.kernel_size // 2, self.kernel_size // 2] = 1
         if self.low_pass is None:
-            return attention + centre, None
-        attention = attention.repeat_interleave(self.channels // self.groups, 1)
+            return attention + ops.centre_tap(attention), None
         if self.low_pass == "exact":
+            attention = attention.repeat_interleave(self.channels // self.groups, 1)
             low = attention.mean((2, 3), keepdim=True)
             weight = self.high_pass_weight.to(mean.dtype)[:, None, None]
-            return low + weight * (attention - low) + centre, None
+            return low + weight * (attention - low) + ops.centre_tap(attention), None
         gains = (self.low_gain, self.inner_gain, self.high_gain)
         low, inner, high = (gain.flatten().to(mean.dtype) for gain in gains)
-        kernel = (low * (1 + inner))[:, None, None] * attention + (1 + high)[:, None, None] * centre
+        kernel = ops.modulated_filter(attention, low, inner, high)
         if self.low_pass == "global":
             return kernel, -low * inner * mean
         window = self.window or local_window(*z.shape[2:])

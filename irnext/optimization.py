@@ -26,6 +26,7 @@ from .blocks import (
     LocalAttention,
     MultiScaleModule,
     ResidualBlock,
+    is_untouched,
     local_window,
 )
 from .model import IRNeXt
@@ -37,12 +38,6 @@ WINOGRAD_TILE = 4
 GRAPHS = 4  # recorded graphs that are kept; each holds the memory of its shape
 # Beyond this many pixels a GPU is busy with each kernel for longer than its launch takes.
 LARGEST_GRAPH = 2**22
-
-
-def is_untouched(module: nn.Module, cls: type[nn.Module]) -> bool:
-    """Whether the module is of this very class and nothing is hooked to, or put in place of, its call."""
-    touched = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) is cls and not touched
 
 
 # ---- convolutions --------------------------------------------------------------------------------

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from .dispatch import BackendStatus, backends, implementation, use_backend
-from .reference import accumulation_dtype, activate, full_precision
+from .reference import accumulation_dtype, activate, centre_tap, full_precision, modulated_filter
 
 __all__ = [
     "BackendStatus",
     "activate",
     "backends",
+    "centre_tap",
     "conv2d_bias_act",
     "dynamic_conv2d",
     "full_precision",
     "local_attention",
     "local_mean",
     "merge_pyramid",
+    "modulated_filter",
     "pool_pyramid",
     "spatial_mean",
     "update_statistics",

@@ -82,6 +82,20 @@ def activate(logits: Tensor, activation: str) -> Tensor:
     return logits.tanh() if activation == "tanh" else logits.sigmoid()
 
 
+def centre_tap(attention: Tensor) -> Tensor:
+    """The filter (1, 1, kh, kw) that changes nothing, in the type and on the device of `attention`."""
+    centre = torch.zeros_like(attention[:1, :1])
+    centre[..., centre.shape[2] // 2, centre.shape[3] // 2] = 1
+    return centre
+
+
+def modulated_filter(attention: Tensor, low: Tensor, inner: Tensor, high: Tensor) -> Tensor:
+    """l (1 + s) A + (1 + h) [centre tap]: (N, C, kh, kw) from A (N, G, kh, kw) and the gains (C)."""
+    scale = (low * (1 + inner))[:, None, None]
+    spread = per_channel(attention, len(low))
+    return scale * spread + (1 + high)[:, None, None] * centre_tap(attention)
+
+
 def _box_sum(x: Tensor, size: int, dim: int) -> Tensor:
     """Sums of `size` neighbours along `dim`, valid positions only, by running sums."""
     total = F.pad(x.movedim(dim, -1).cumsum(-1), (1, 0))
@@ -156,10 +170,7 @@ def local_attention(
         logits = F.batch_norm(logits, running_mean, running_var, norm_weight, norm_bias, False, 0, eps)
     groups = weight.shape[0] // (rows * columns)
     attention = activate(logits.view(len(mean), groups, rows, columns), activation)
-    centre = torch.zeros_like(attention[:1, :1])
-    centre[..., rows // 2, columns // 2] = 1
-    scale = (low * (1 + inner))[:, None, None]
-    kernel = scale * per_channel(attention, x.shape[1]) + (1 + high)[:, None, None] * centre
+    kernel = modulated_filter(attention, low, inner, high)
     if window is None:
         bias = -low * inner * mean
     else:
