@@ -307,39 +307,60 @@ def local_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
     return implementation("local_mean", x)(x, window)
 
 
-def pool_pyramid(x: Tensor, rates: tuple[int, ...]) -> list[Tensor]:
-    """Average pools of x with kernel and stride r for every r in rates (AP in Eq. 1).
+def pool_pyramid(x: Tensor, rates: Sequence[int]) -> list[Tensor]:
+    """Average pools of x with kernel and stride r for every r in rates (AP in Eq. 1), in one read of x.
 
     Args:
-        x: (N, C, H, W) with H and W at least max(rates).
+        x: (N, C, H, W) with H and W at least max(rates); float64, float32, float16 or bfloat16.
         rates: pooling rates in pixels.
 
     Returns:
-        One (N, C, H // r, W // r) per rate, in x's type.
+        One (N, C, H // r, W // r) per rate, in x's type, channels_last where x's channels lie side by
+        side. Sums are taken in float32, or float64 for float64.
+
+    Raises:
+        ValueError: a rate below 1 or larger than the plane.
     """
     _check_plane(x)
-    if min(rates, default=1) < 1 or max(rates, default=1) > min(x.shape[2:]):
-        raise ValueError(f"rates {tuple(rates)} must be between 1 and the plane {tuple(x.shape[2:])}")
-    return implementation("pool_pyramid", x)(x, rates)
+    rates = list(rates)
+    for rate in rates:  # one by one: min() would compare symbolic sizes
+        if rate < 1 or rate > x.shape[2] or rate > x.shape[3]:
+            raise ValueError(f"rates {tuple(rates)} must be between 1 and the plane {tuple(x.shape[2:])}")
+    return implementation("pool_pyramid", x)(x, rates) if rates else []
 
 
-def merge_pyramid(x: Tensor, branches: list[Tensor]) -> Tensor:
+def merge_pyramid(x: Tensor, branches: Sequence[Tensor], activation: str | None = "gelu") -> Tensor:
     """GELU(x + sum of the branches, each up-sampled to x's size): Eq. 2 before its convolution.
 
+    The gradient computes the sum again instead of keeping it, and gathers: its results do not depend
+    on the order of threads.
+
     Args:
-        x: (N, C, H, W).
-        branches: (N, C, h, w) each; bilinear, align_corners=True.
+        x: (N, C, H, W); float64, float32, float16 or bfloat16.
+        branches: (N, C, h, w) each, of any size; bilinear, align_corners=True. Those of another type
+            than x are converted to it.
+        activation: "gelu" (by the error function), or None for the sum alone.
 
     Returns:
-        (N, C, H, W) in x's type, GELU by the error function.
+        (N, C, H, W) in x's type and layout. Summed in float32, or float64 for float64.
+
+    Raises:
+        ValueError: a branch of other samples or channels, or without pixels; an unknown activation.
     """
     _check_plane(x)
+    if activation not in (None, "gelu"):
+        raise ValueError(f"unknown activation {activation!r}: choose 'gelu' or None")
     for branch in branches:
-        if branch.ndim != 4 or branch.shape[:2] != x.shape[:2]:
+        if branch.ndim != 4 or branch.shape[0] != x.shape[0] or branch.shape[1] != x.shape[1]:
             raise ValueError(
                 f"a branch has shape {tuple(branch.shape)}: its N, C must be x's {tuple(x.shape)}"
             )
-    return implementation("merge_pyramid", x)(x, branches)
+        if branch.shape[2] < 1 or branch.shape[3] < 1:
+            raise ValueError(f"a branch has no pixels: its shape is {tuple(branch.shape)}")
+        if branch.device != x.device:
+            raise ValueError(f"a branch is on {branch.device} but x is on {x.device}; move them together")
+    branches = [branch.to(x.dtype) for branch in branches]
+    return implementation("merge_pyramid", x)(x, branches, activation)
 
 
 def conv2d_bias_act(

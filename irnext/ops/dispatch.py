@@ -25,7 +25,15 @@ class BackendStatus(NamedTuple):
 
 
 AUTO = "auto"
-COMPILED_OPS = ("dynamic_conv2d", "spatial_mean", "local_mean", "local_attention", "update_statistics")
+COMPILED_OPS = (
+    "dynamic_conv2d",
+    "spatial_mean",
+    "local_mean",
+    "local_attention",
+    "update_statistics",
+    "pool_pyramid",
+    "merge_pyramid",
+)
 ALL_OPS = (*COMPILED_OPS, *registration.COMPOSITES)
 
 

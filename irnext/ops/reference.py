@@ -169,7 +169,7 @@ def local_attention(
         logit_mean, logit_var = mean.new_empty(0), mean.new_empty(0)
         logits = F.batch_norm(logits, running_mean, running_var, norm_weight, norm_bias, False, 0, eps)
     groups = weight.shape[0] // (rows * columns)
-    attention = activate(logits.view(len(mean), groups, rows, columns), activation)
+    attention = activate(logits.view(mean.shape[0], groups, rows, columns), activation)
     kernel = modulated_filter(attention, low, inner, high)
     if window is None:
         bias = -low * inner * mean
@@ -228,18 +228,55 @@ def update_statistics(
     running_var.add_((var * (count / (count - 1)) - running_var) * factor)
 
 
-def pool_pyramid(x: Tensor, rates: list[int]) -> list[Tensor]:
+def pool_pyramid(x: Tensor, rates: Sequence[int]) -> list[Tensor]:
     """See `irnext.ops.pool_pyramid`."""
     return [F.avg_pool2d(x, rate) for rate in rates]
 
 
-def merge_pyramid(x: Tensor, branches: list[Tensor]) -> Tensor:
+def pool_pyramid_backward(grads: list[Tensor], rates: Sequence[int], size: Sequence[int]) -> Tensor:
+    """The adjoint of `pool_pyramid` for a plane of `size`: every pooled gradient spread over its window.
+
+    `size` are rows and columns; those that no window covers get zero.
+    """
+    total = 0
+    for grad, rate in zip(grads, rates, strict=True):
+        spread = grad.to(accumulation_dtype(grad.dtype)) / rate**2
+        for dim in (2, 3):
+            spread = spread.repeat_interleave(rate, dim, output_size=spread.shape[dim] * rate)
+        total = total + pad_end(spread, size)
+    return total.to(grads[0].dtype)
+
+
+def pad_end(x: Tensor, size: Sequence[int]) -> Tensor:
+    """x with zeros below and to the right, up to `size` (rows, columns)."""
+    return F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
+
+
+def merge_pyramid(x: Tensor, branches: list[Tensor], activation: str | None = "gelu") -> Tensor:
     """See `irnext.ops.merge_pyramid`."""
     total = x.to(accumulation_dtype(x.dtype))
     for branch in branches:
         branch = branch.to(total.dtype)
         total = total + F.interpolate(branch, x.shape[2:], mode="bilinear", align_corners=True)
-    return gelu(total).to(x.dtype)
+    return (total if activation is None else gelu(total)).to(x.dtype)
+
+
+def merge_pyramid_backward(
+    grad: Tensor, x: Tensor, branches: list[Tensor], activation: str | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients of x and of the branches, in their shapes and types.
+
+    Without activation the gradient of x is `grad` itself, and an empty tensor stands for it.
+    """
+    wide = accumulation_dtype(x.dtype)
+    grad, size = grad.to(wide), x.shape[2:]
+    if activation is not None:
+        total = merge_pyramid(x.to(wide), [branch.to(wide) for branch in branches], None)
+        grad = torch.ops.aten.gelu_backward(grad, total)
+    dx = x.new_empty(0) if activation is None else torch.empty_like(x).copy_(grad)
+    adjoint = torch.ops.aten.upsample_bilinear2d_backward
+    dbranches = [adjoint(grad, size, branch.shape, True) for branch in branches]
+    return dx, [torch.empty_like(branch).copy_(d) for branch, d in zip(branches, dbranches, strict=True)]
 
 
 def conv2d_bias_act(

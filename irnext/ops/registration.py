@@ -34,11 +34,14 @@ SCHEMAS = {
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "update_statistics": "(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) batches, "
     "Tensor mean, Tensor var, SymInt count, float? momentum) -> ()",
+    "pool_pyramid": "(Tensor x, int[] rates) -> Tensor[]",
+    "pool_pyramid_backward": "(Tensor[] grads, int[] rates, SymInt[2] size) -> Tensor",
+    "merge_pyramid": '(Tensor x, Tensor[] branches, str? activation="gelu") -> Tensor',
+    "merge_pyramid_backward": "(Tensor grad, Tensor x, Tensor[] branches, str? activation) "
+    "-> (Tensor, Tensor[])",
 }
 # Operators that only the reference implements: their gradients and fakes follow from it.
 COMPOSITES = {
-    "pool_pyramid": "(Tensor x, int[] rates) -> Tensor[]",
-    "merge_pyramid": "(Tensor x, Tensor[] branches) -> Tensor",
     "conv2d_bias_act": "(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, "
     "Tensor? residual=None) -> Tensor",
 }
@@ -236,6 +239,79 @@ def _update_statistics_fake(running_mean, running_var, batches, mean, var, count
     return None
 
 
+# ---- pyramids ------------------------------------------------------------------------------------
+
+
+def _empty_plane(x, height, width):
+    """A tensor of x's samples and channels: channels_last where x's channels lie side by side."""
+    channels_last = x.shape[1] > 1 and x.stride(1) == 1
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(*x.shape[:2], height, width, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _pool_pyramid_reference(x, rates):
+    pools = reference.pool_pyramid(x, rates)
+    return [_empty_plane(x, *pool.shape[2:]).copy_(pool) for pool in pools]
+
+
+def _pool_pyramid_fake(x, rates):
+    return [_empty_plane(x, x.shape[2] // rate, x.shape[3] // rate) for rate in rates]
+
+
+def _pool_pyramid_backward_reference(grads, rates, size):
+    dx = reference.pool_pyramid_backward(grads, rates, size)
+    return _empty_plane(grads[0], *size).copy_(dx)
+
+
+def _pool_pyramid_backward_fake(grads, rates, size):
+    return _empty_plane(grads[0], *size)
+
+
+def _save_pool_pyramid(ctx, inputs, output):
+    x, ctx.rates = inputs
+    ctx.size = x.shape[2:]
+
+
+def _pool_pyramid_gradient(operators: Operators, ctx, *grads):
+    return operators.pool_pyramid_backward(list(grads), ctx.rates, ctx.size), None
+
+
+def _save_pool_pyramid_backward(ctx, inputs, output):
+    _, ctx.rates, _ = inputs
+
+
+def _pool_pyramid_double_gradient(operators: Operators, ctx, grad):
+    return operators.pool_pyramid(grad, ctx.rates), None, None
+
+
+def _merge_pyramid_fake(x, branches, activation="gelu"):
+    return torch.empty_like(x)
+
+
+def _merge_pyramid_backward_fake(grad, x, branches, activation):
+    dx = x.new_empty(0) if activation is None else torch.empty_like(x)
+    return dx, [torch.empty_like(branch) for branch in branches]
+
+
+def _save_merge_pyramid(ctx, inputs, output):
+    x, branches, ctx.activation = inputs
+    ctx.save_for_backward(x, *branches)
+
+
+def _merge_pyramid_gradient(operators: Operators, ctx, grad):
+    x, *branches = ctx.saved_tensors
+    if torch.is_grad_enabled():  # to be differentiated again: by operators that can be
+        # Views, so that an input that was computed from another one takes only its own part.
+        inputs = [tensor.view_as(tensor).requires_grad_() for tensor in (x, *branches)]
+        y = reference.merge_pyramid(inputs[0], inputs[1:], ctx.activation)
+        dx, *dbranches = torch.autograd.grad(y, inputs, grad, create_graph=True)
+    else:
+        dx, dbranches = operators.merge_pyramid_backward(grad, x, branches, ctx.activation)
+        if ctx.activation is None:
+            dx = grad
+    return dx, dbranches, None
+
+
 # ---- every namespace alike -----------------------------------------------------------------------
 
 
@@ -260,6 +336,10 @@ REFERENCE = {
     "local_attention": _in_layout(reference.local_attention),
     "local_attention_backward": reference.local_attention_backward,
     "update_statistics": reference.update_statistics,
+    "pool_pyramid": _pool_pyramid_reference,
+    "pool_pyramid_backward": _pool_pyramid_backward_reference,
+    "merge_pyramid": _in_layout(reference.merge_pyramid),
+    "merge_pyramid_backward": reference.merge_pyramid_backward,
 }
 FAKES = {
     "dynamic_conv2d": _dynamic_conv2d_fake,
@@ -270,6 +350,10 @@ FAKES = {
     "local_attention": _local_attention_fake,
     "local_attention_backward": _local_attention_backward_fake,
     "update_statistics": _update_statistics_fake,
+    "pool_pyramid": _pool_pyramid_fake,
+    "pool_pyramid_backward": _pool_pyramid_backward_fake,
+    "merge_pyramid": _merge_pyramid_fake,
+    "merge_pyramid_backward": _merge_pyramid_backward_fake,
 }
 GRADIENTS: dict[str, tuple[Callable, Callable]] = {
     "dynamic_conv2d": (_dynamic_conv2d_gradient, _save_dynamic_conv2d),
@@ -278,6 +362,9 @@ GRADIENTS: dict[str, tuple[Callable, Callable]] = {
     "local_mean": (_local_mean_gradient, _save_window),
     "local_mean_backward": (_local_mean_double_gradient, _save_window),
     "local_attention": (_local_attention_gradient, _save_local_attention),
+    "pool_pyramid": (_pool_pyramid_gradient, _save_pool_pyramid),
+    "pool_pyramid_backward": (_pool_pyramid_double_gradient, _save_pool_pyramid_backward),
+    "merge_pyramid": (_merge_pyramid_gradient, _save_merge_pyramid),
 }
 _libraries = []  # registrations last as long as their Library objects
 
@@ -288,29 +375,43 @@ def _recorded(operator, operators: Operators, gradient: Callable, save: Callable
     It does what `torch.library.register_autograd` does, which however reads the schema anew in every
     call: 45 µs for the arguments of `local_attention`.
     """
-    defaults = tuple(argument.default_value for argument in operator._schema.arguments)
+    schema, lists = operator._schema, "List[Tensor]"
+    defaults = tuple(argument.default_value for argument in schema.arguments)
+    returns_list = str(schema.returns[0].type) == lists
+    listed = [i for i, argument in enumerate(schema.arguments) if str(argument.type) == lists]
 
     def run(keyset, arguments):
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     class Recorded(torch.autograd.Function):
+        """Of the arguments, the keyset, and the tensors of the argument that is a list, if there is one."""
+
         @staticmethod
         def forward(ctx, *arguments):
-            *inputs, keyset = arguments
+            inputs, (keyset, *tensors) = list(arguments[: len(defaults)]), arguments[len(defaults) :]
+            for i in listed:
+                inputs[i] = tensors
             output = run(keyset, inputs)
             save(ctx, inputs, output)
-            return output
+            return tuple(output) if returns_list else output
 
         @staticmethod
         def backward(ctx, *grads):
             found = gradient(operators, ctx, *grads)
-            return (*found, None) if isinstance(found, tuple) else (found, None)
+            found = list(found) if isinstance(found, tuple) else [found]
+            of_tensors = []
+            for i in listed:
+                of_tensors, found[i] = found[i], None
+            return (*found, None, *of_tensors)
 
     def kernel(keyset, *arguments):
         arguments += defaults[len(arguments) :]  # the dispatcher leaves out what has its default value
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return Recorded.apply(*arguments, keyset)
+        tensors = [tensor for i in listed for tensor in arguments[i]]
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments, *tensors):
+            plain = [None if i in listed else argument for i, argument in enumerate(arguments)]
+            output = Recorded.apply(*plain, keyset, *tensors)
+            return list(output) if returns_list else output
         return run(keyset, arguments)
 
     return kernel
