@@ -30,4 +30,9 @@ IRNEXT_LIBRARY(IRNEXT_NAMESPACE, m) {
   m.def(
       "update_statistics(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!) batches, Tensor mean, "
       "Tensor var, SymInt count, float? momentum) -> ()");
+  m.def("pool_pyramid(Tensor x, int[] rates) -> Tensor[]");
+  m.def("pool_pyramid_backward(Tensor[] grads, int[] rates, SymInt[2] size) -> Tensor");
+  m.def("merge_pyramid(Tensor x, Tensor[] branches, str? activation=\"gelu\") -> Tensor");
+  m.def(
+      "merge_pyramid_backward(Tensor grad, Tensor x, Tensor[] branches, str? activation) -> (Tensor, Tensor[])");
 }
