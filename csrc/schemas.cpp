@@ -35,4 +35,10 @@ IRNEXT_LIBRARY(IRNEXT_NAMESPACE, m) {
   m.def("merge_pyramid(Tensor x, Tensor[] branches, str? activation=\"gelu\") -> Tensor");
   m.def(
       "merge_pyramid_backward(Tensor grad, Tensor x, Tensor[] branches, str? activation) -> (Tensor, Tensor[])");
+  m.def(
+      "fused_conv2d(Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor? residual, bool keep) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "conv2d_backward(Tensor grad, Tensor x, Tensor weight, bool need_x, bool need_weight, bool need_bias) "
+      "-> (Tensor, Tensor, Tensor)");
 }

@@ -39,12 +39,7 @@ class Conv(nn.Conv2d):
         self.activation = activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        weight = self.weight
-        if x.device.type == "cpu":
-            # Convolutions on CPUs run much faster on channels_last, and activations follow the weights.
-            # The parameter itself stays contiguous: many programs refuse to save anything else.
-            weight = weight.contiguous(memory_format=torch.channels_last)
-        return ops.conv2d_bias_act(x, weight, self.bias, self.activation, residual)
+        return ops.conv2d_bias_act(x, self.weight, self.bias, self.activation, residual)
 
 
 def is_untouched(module: nn.Module, cls: type[nn.Module]) -> bool:
@@ -179,7 +174,7 @@ class LocalAttention(PublishedNames):
         """BN(W m): (N, G, K, K) from the plane means (N, C); Eq. 3 before its activation."""
         pixels = mean.to(self.project.weight.dtype)[..., None, None]
         logits = self.norm(self.project(pixels)).to(mean.dtype)
-        return logits.view(len(mean), self.groups, self.kernel_size, self.kernel_size)
+        return logits.view(mean.shape[0], self.groups, self.kernel_size, self.kernel_size)
 
     def predict(self, mean: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The filter, (N, C, K, K) or (N, G, K, K), and the bias that give y in one `dynamic_conv2d`."""
@@ -338,4 +333,4 @@ class ConvS(PublishedNames):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.convs(x)
-        return self.norm(y) if len(y) else y  # PyTorch's instance norm refuses an empty batch
+        return self.norm(y) if y.shape[0] else y  # PyTorch's instance norm refuses an empty batch

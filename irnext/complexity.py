@@ -110,6 +110,11 @@ def _pool_pyramid(arguments: tuple, output: list[Tensor]) -> Cost:
     return Cost(paper_flops=arguments[0].numel() * len(output))
 
 
+def _merge_pyramid(arguments: tuple, output: Tensor) -> Cost:
+    activation = arguments[2] if len(arguments) > 2 else "gelu"
+    return Cost() if activation is None else _per_output_element(arguments, output)
+
+
 def _conv2d_bias_act(arguments: tuple, output: Tensor) -> Cost:
     _, weight, bias, activation, _ = arguments
     macs = output.numel() * math.prod(weight.shape[1:])
@@ -134,7 +139,6 @@ _FORMULAS: dict[Callable, tuple[str, ...]] = {
         *(f"aten::{name}" for name in ("gelu", "relu", "leaky_relu", "_prelu_kernel", "elu", "silu", "mish")),
         *(f"aten::{name}" for name in ("tanh", "sigmoid", "_softmax", "softplus", "hardtanh", "glu")),
         *(f"aten::{name}" for name in ("hardswish", "hardsigmoid", "_log_softmax")),
-        "irnext::merge_pyramid",
     ),
     _per_input_element: (
         "aten::avg_pool2d",
@@ -154,6 +158,7 @@ _FORMULAS: dict[Callable, tuple[str, ...]] = {
     _mean: ("aten::mean",),
     _dynamic_conv2d: ("irnext::dynamic_conv2d",),
     _pool_pyramid: ("irnext::pool_pyramid",),
+    _merge_pyramid: ("irnext::merge_pyramid",),
     _conv2d_bias_act: ("irnext::conv2d_bias_act",),
     _free: ("irnext::local_mean",),
 }

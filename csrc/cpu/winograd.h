@@ -30,12 +30,12 @@ constexpr double kFilterTransform4[6][3] = {{1 / (kNear2 * kFar2), 0, 0},
                                             {kFarShare, kFarShare * -kFar, kFarShare * kFar2},
                                             {0, 0, 1}};
 
-// y = residual + activation(convolution of x + bias). Task i computes tiles i * tiles ... of the samples' tiles,
+// z = convolution of x + bias, y = residual + activation(z). Task i computes tiles i * tiles ... of the samples' tiles,
 // row by row. Element types are f32, bf16 or f16; sums are taken in float.
 struct WinogradCall {
   int64_t n, c, h, w, outputs;
   int64_t m;  // 2 or 4
-  Tensor x, y, residual;  // channels adjacent; data of the residual may be null
+  Tensor x, y, residual, z;  // channels adjacent; data of the residual and of z may be null
   const float* weight;    // ((m + 2)^2, outputs / block, c, block): G g G^T
   const float* bias;      // (outputs)
   bool gelu;              // the exact one, else none
@@ -45,9 +45,30 @@ struct WinogradCall {
   int64_t count() const { return (n * down() * across() + tiles - 1) / tiles; }
 };
 
-using WinogradKernel = void (*)(const WinogradCall&, int64_t begin, int64_t end);
+// The gradient of the weights (outputs, c, 3, 3) and of the bias (outputs) from that of the results, with tiles of
+// 4 x 4. Sums are taken in parts of the tiles, for slices of the outputs: task i is part i / slices, slice i % slices.
+struct WinogradGradientCall {
+  int64_t n, c, h, w, outputs;
+  Tensor x, grad;  // channels adjacent
+  float* sums;     // (parts, slices, 36, c, slice)
+  float* totals;   // (parts, outputs): sums of grad
+  float* weight;   // (outputs, c, 3, 3)
+  int64_t parts;
+  int64_t slice;  // outputs of a slice, a multiple of the block that divides all outputs
+  int64_t tiles;  // that lie in cache together
+  static constexpr int64_t m = 4;
+  int64_t across() const { return (w + m - 1) / m; }
+  int64_t down() const { return (h + m - 1) / m; }
+  int64_t slices() const { return outputs / slice; }
+};
 
-// The kernel for the instruction set in use.
-WinogradKernel winograd();
+struct WinogradKernels {
+  void (*convolve)(const WinogradCall&, int64_t begin, int64_t end);
+  void (*sum_weight_gradients)(const WinogradGradientCall&, int64_t begin, int64_t end);  // of tasks
+  void (*finish_weight_gradient)(const WinogradGradientCall&, int64_t begin, int64_t end);  // of inputs
+};
+
+// The kernels for the instruction set in use.
+const WinogradKernels& winograd();
 
 }  // namespace irnext::cpu

@@ -11,6 +11,7 @@ import torch
 from torch.autograd import forward_ad
 
 from . import library, reference, registration
+from .convolution import fused_serves
 
 
 class BackendStatus(NamedTuple):
@@ -219,9 +220,29 @@ def implementation(op: str, x: torch.Tensor) -> Callable:
             _prepare(backend)
         if reason := _why_not(backend, x):
             raise RuntimeError(f"backend {backend!r} cannot serve {op}: {reason}")
-    # Registered operators would lose the tangent of forward-mode derivatives without a word, and
-    # torch.func's transforms refuse them.
-    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    if backend is None or op not in COMPILED_OPS or transformed:
+    if backend is None or op not in COMPILED_OPS or _transformed():
         return getattr(reference, op)
     return _tables[backend][op]
+
+
+def _transformed() -> bool:
+    """Whether derivatives are taken that registered operators do not have.
+
+    They would lose the tangent of forward-mode derivatives without a word, and torch.func's
+    transforms refuse them.
+    """
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+def fused_convolution(
+    x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor | None
+) -> Callable | None:
+    """The registered operator that serves this convolution, or None where PyTorch's own should."""
+    if (
+        _counting
+        or _requested not in (AUTO, "cpu")
+        or not fused_serves(x, weight, residual)
+        or _transformed()
+    ):
+        return None
+    return _tables["cpu"]["fused_conv2d"]

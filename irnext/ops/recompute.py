@@ -2,13 +2,14 @@
 
 A convolution keeps its input for the gradient of its weight; where that input is GELU(z), and z is
 kept anyway for GELU's own gradient, keeping both doubles the memory of a training step for a
-function that costs one cheap pass.
+function that costs one cheap pass. The same holds of a merged pyramid and its parts.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,30 +17,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+class _Kept(NamedTuple):
+    """What is kept for a saved tensor: the tensor itself, or what it is computed from by `function`."""
+
+    tensor: Tensor | None
+    version: int
+    function: Callable[..., Tensor] | None
+    inputs: tuple[_Kept, ...]
+
+
 class _Origins:
-    """Which live tensors are GELU of which others, by the address of their data."""
+    """How live tensors were computed, by the address of their data."""
 
     def __init__(self):
-        self.entries: dict[int, tuple[weakref.ref, int, Tensor]] = {}
+        self.entries: dict[int, tuple[weakref.ref, int, _Kept]] = {}
 
-    def record(self, y: Tensor, z: Tensor) -> None:
+    def record(self, y: Tensor, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
         address = y.data_ptr()
         self.entries[address] = (
             weakref.ref(y, lambda _: self.entries.pop(address, None)),
             y._version,
-            z.detach(),
+            _Kept(None, 0, function, tuple(self.kept(tensor.detach()) for tensor in inputs)),
         )
 
-    def find(self, saved: Tensor) -> Tensor | None:
-        """z where `saved` is the very GELU(z) that was recorded and has not been written to since."""
-        entry = self.entries.get(saved.data_ptr())
-        if entry is None:
-            return None
-        reference, version, z = entry
+    def kept(self, saved: Tensor) -> _Kept:
+        """The origin of `saved`, if it is a recorded tensor that was not written to since, or itself."""
+        itself = _Kept(saved, saved._version, None, ())
+        if saved.data_ptr() not in self.entries:
+            return itself
+        reference, version, origin = self.entries[saved.data_ptr()]
         y = reference()
         if y is None or y._version != version or saved.dtype != y.dtype:
-            return None
-        return z if saved.shape == y.shape and saved.stride() == y.stride() else None
+            return itself
+        return origin if saved.shape == y.shape and saved.stride() == y.stride() else itself
 
 
 class _State(threading.local):
@@ -51,36 +61,35 @@ class _State(threading.local):
 _state = _State()
 
 
-def gelu(z: Tensor) -> Tensor:
-    """GELU by the error function; under `recomputing`, later operators keep z instead of the result."""
-    y = F.gelu(z)
+def remember(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """y, of which later operators, under `recomputing`, keep the inputs of y = function(*inputs) instead.
+
+    That saves memory where the inputs are kept anyway.
+    """
     if not torch.compiler.is_compiling() and _state.origins is not None and y.requires_grad:
-        _state.origins.record(y, z)
+        _state.origins.record(y, function, inputs)
     return y
 
 
-class _Packed(NamedTuple):
-    """A tensor, its version when it was kept, and whether GELU of it is what is wanted."""
-
-    tensor: Tensor
-    version: int
-    is_origin: bool
+def gelu(z: Tensor) -> Tensor:
+    """GELU by the error function; under `recomputing`, later operators keep z instead of the result."""
+    return remember(F.gelu(z), F.gelu, z)
 
 
-def _pack(saved: Tensor) -> _Packed:
-    z = None if _state.origins is None else _state.origins.find(saved)
-    kept = saved if z is None else z
-    return _Packed(kept, kept._version, z is not None)
+def _pack(saved: Tensor) -> _Kept:
+    return _Kept(saved, saved._version, None, ()) if _state.origins is None else _state.origins.kept(saved)
 
 
-def _unpack(packed: _Packed) -> Tensor:
+def _unpack(kept: _Kept) -> Tensor:
+    if kept.tensor is None:
+        return kept.function(*map(_unpack, kept.inputs))
     # Autograd leaves this check to the hooks.
-    if packed.tensor._version != packed.version:
+    if kept.tensor._version != kept.version:
         raise RuntimeError(
             "a tensor needed for the gradient was changed in place after the forward pass "
-            f"(shape {tuple(packed.tensor.shape)}, version {packed.tensor._version}, not {packed.version})"
+            f"(shape {tuple(kept.tensor.shape)}, version {kept.tensor._version}, not {kept.version})"
         )
-    return F.gelu(packed.tensor) if packed.is_origin else packed.tensor
+    return kept.tensor
 
 
 def _can_hook() -> bool:
@@ -94,7 +103,7 @@ def _can_hook() -> bool:
 
 
 class recomputing:
-    """`with recomputing(): y = model(x)`: the backward pass computes the results of `gelu` again.
+    """`with recomputing(): y = model(x)`: the backward pass computes remembered results again.
 
     Does nothing where no gradient is taken, where saved tensors are hooked already, and under
     torch.compile, whose own partitioner decides.

@@ -291,3 +291,43 @@ def conv2d_bias_act(
     if activation == "gelu":
         y = gelu(y)
     return y if residual is None else y + residual
+
+
+def fused_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    residual: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """`conv2d_bias_act` in channels_last, and where `keep` what came before activation and residual.
+
+    The second result is empty otherwise.
+    """
+    z = conv2d_bias_act(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    y = F.gelu(z) if activation == "gelu" else z
+    y = y.clone() if residual is None and y is z else y if residual is None else y + residual
+    found = y.contiguous(memory_format=torch.channels_last)
+    return found, z.contiguous(memory_format=torch.channels_last) if keep else x.new_empty(0)
+
+
+def conv2d_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, need_bias: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias of a convolution that keeps the size; empty where not needed.
+
+    That of x is channels_last, that of the weight in the weight's type, that of the bias in the type
+    sums are taken in.
+    """
+    padding = [weight.shape[2] // 2, weight.shape[3] // 2]
+    geometry = ([1, 1], padding, [1, 1], False, [0, 0], 1)
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight.to(x.dtype), None, *geometry, [need_x, need_weight, False]
+    )
+    wide = accumulation_dtype(x.dtype)
+    return (
+        dx.contiguous(memory_format=torch.channels_last) if need_x else x.new_empty(0),
+        dweight.to(weight.dtype).contiguous() if need_weight else weight.new_empty(0),
+        grad.sum((0, 2, 3), dtype=wide) if need_bias else x.new_empty(0, dtype=wide),
+    )

@@ -39,6 +39,10 @@ SCHEMAS = {
     "merge_pyramid": '(Tensor x, Tensor[] branches, str? activation="gelu") -> Tensor',
     "merge_pyramid_backward": "(Tensor grad, Tensor x, Tensor[] branches, str? activation) "
     "-> (Tensor, Tensor[])",
+    "fused_conv2d": "(Tensor x, Tensor weight, Tensor? bias, str? activation, Tensor? residual, bool keep) "
+    "-> (Tensor, Tensor)",
+    "conv2d_backward": "(Tensor grad, Tensor x, Tensor weight, bool need_x, bool need_weight, "
+    "bool need_bias) -> (Tensor, Tensor, Tensor)",
 }
 # Operators that only the reference implements: their gradients and fakes follow from it.
 COMPOSITES = {
@@ -312,6 +316,69 @@ def _merge_pyramid_gradient(operators: Operators, ctx, grad):
     return dx, dbranches, None
 
 
+# ---- fused_conv2d --------------------------------------------------------------------------------
+
+
+def _channels_last_plane(x, channels):
+    shape = (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _fused_conv2d_fake(x, weight, bias, activation, residual, keep):
+    y = _channels_last_plane(x, weight.shape[0])
+    return y, torch.empty_like(y) if keep else x.new_empty(0)
+
+
+def _conv2d_backward_fake(grad, x, weight, need_x, need_weight, need_bias):
+    wide = reference.accumulation_dtype(x.dtype)
+    return (
+        _channels_last_plane(x, x.shape[1]) if need_x else x.new_empty(0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        x.new_empty(weight.shape[0] if need_bias else 0, dtype=wide),
+    )
+
+
+def _save_fused_conv2d(ctx, inputs, output):
+    x, weight, bias, ctx.activation, _, keep = inputs
+    _, z = output
+    ctx.mark_non_differentiable(z)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, z if keep else None)
+
+
+def _fused_conv2d_gradient(operators: Operators, ctx, grad, _):
+    if grad is None:
+        return (None,) * 6
+    x, weight, bias, z = ctx.saved_tensors
+    need_x, need_weight, need_bias, _, need_residual = ctx.needs_input_grad[:5]
+    inner = grad
+    if torch.is_grad_enabled():  # to be differentiated again: by operators that can be, from inputs alone
+        narrow = weight.to(x.dtype)
+        if ctx.activation is not None:
+            z = reference.conv2d_bias_act(x, narrow, None if bias is None else bias.to(x.dtype))
+            inner = torch.ops.aten.gelu_backward(grad, z)
+        padding = [weight.shape[2] // 2, weight.shape[3] // 2]
+        dx = torch.nn.grad.conv2d_input(x.shape, narrow, inner, padding=padding) if need_x else None
+        dweight = (
+            torch.nn.grad.conv2d_weight(x, weight.shape, inner, padding=padding) if need_weight else None
+        )
+        dbias = inner.sum((0, 2, 3)) if need_bias else None
+    else:
+        if ctx.activation is not None:
+            if z is None:
+                z = operators.fused_conv2d(x, weight, bias, None, None, False)[0]
+            inner = torch.ops.aten.gelu_backward(grad, z)
+        dx, dweight, dbias = operators.conv2d_backward(inner, x, weight, need_x, need_weight, need_bias)
+    return (
+        dx if need_x else None,
+        dweight.to(weight.dtype) if need_weight else None,
+        dbias.to(bias.dtype) if need_bias else None,
+        None,
+        grad if need_residual else None,
+        None,
+    )
+
+
 # ---- every namespace alike -----------------------------------------------------------------------
 
 
@@ -340,6 +407,8 @@ REFERENCE = {
     "pool_pyramid_backward": _pool_pyramid_backward_reference,
     "merge_pyramid": _in_layout(reference.merge_pyramid),
     "merge_pyramid_backward": reference.merge_pyramid_backward,
+    "fused_conv2d": reference.fused_conv2d,
+    "conv2d_backward": reference.conv2d_backward,
 }
 FAKES = {
     "dynamic_conv2d": _dynamic_conv2d_fake,
@@ -354,6 +423,8 @@ FAKES = {
     "pool_pyramid_backward": _pool_pyramid_backward_fake,
     "merge_pyramid": _merge_pyramid_fake,
     "merge_pyramid_backward": _merge_pyramid_backward_fake,
+    "fused_conv2d": _fused_conv2d_fake,
+    "conv2d_backward": _conv2d_backward_fake,
 }
 GRADIENTS: dict[str, tuple[Callable, Callable]] = {
     "dynamic_conv2d": (_dynamic_conv2d_gradient, _save_dynamic_conv2d),
@@ -365,6 +436,7 @@ GRADIENTS: dict[str, tuple[Callable, Callable]] = {
     "pool_pyramid": (_pool_pyramid_gradient, _save_pool_pyramid),
     "pool_pyramid_backward": (_pool_pyramid_double_gradient, _save_pool_pyramid_backward),
     "merge_pyramid": (_merge_pyramid_gradient, _save_merge_pyramid),
+    "fused_conv2d": (_fused_conv2d_gradient, _save_fused_conv2d),
 }
 _libraries = []  # registrations last as long as their Library objects
 
