@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -14,19 +12,15 @@ WINOGRAD_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PIXELS_PER_CHANNEL = 4
 
 
-@functools.cache
-def _has_matrix_units() -> bool:
-    return torch.cpu._is_amx_tile_supported()
+# Asked once: torch.compile cannot.
+_COMPILED = hasattr(torch.ops.irnext, "winograd_conv2d") and torch.ops.irnext.cpu_instructions() != "baseline"
+_MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
 
 
 def winograd_serves(dtype: torch.dtype) -> bool:
     """Whether there is a compiled Winograd convolution of this type, the fastest on this processor."""
-    if dtype not in WINOGRAD_DTYPES or not hasattr(torch.ops.irnext, "winograd_conv2d"):
-        return False
     # Matrix units multiply bfloat16 faster than any algorithm saves products of float32.
-    if dtype == torch.bfloat16 and _has_matrix_units():
-        return False
-    return torch.ops.irnext.cpu_instructions() != "baseline"
+    return _COMPILED and dtype in WINOGRAD_DTYPES and not (dtype == torch.bfloat16 and _MATRIX_UNITS)
 
 
 def winograd_takes(outputs: int, inputs: int, rows: int, columns: int) -> bool:
@@ -43,4 +37,6 @@ def fused_serves(x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
     if weight.device != x.device or weight.dtype not in (x.dtype, torch.float32):
         return False
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return bool(pixels >= PIXELS_PER_CHANNEL * max(weight.shape[0], weight.shape[1]))
+    if isinstance(pixels, torch.SymInt):  # any size: an exported program must not depend on it
+        return True
+    return pixels >= PIXELS_PER_CHANNEL * max(weight.shape[0], weight.shape[1])
