@@ -7,10 +7,11 @@ forward pass.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +35,23 @@ QUERY = (
 def stream() -> Any:
     """A context in which PyTorch's work goes to a stream of its own."""
     return torch.cuda.stream(torch.cuda.Stream())
+
+
+@contextlib.contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """A context in which products of float32 on the device may, or may not, be rounded to TF32.
+
+    PyTorch's own default differs between convolutions and matrix products.
+    """
+    libraries = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [library.allow_tf32 for library in libraries]
+    try:
+        for library in libraries:
+            library.allow_tf32 = enabled
+        yield
+    finally:
+        for library, allowed in zip(libraries, before, strict=True):
+            library.allow_tf32 = allowed
 
 
 # ---- time ----------------------------------------------------------------------------------------
@@ -95,6 +113,20 @@ def graph_timer(sample_seconds: float, cuda: ModuleType = torch.cuda) -> Timer:
     return ready
 
 
+def call_timer(run: Callable[[], Any], cuda: ModuleType = torch.cuda) -> Callable[[], float]:
+    """A timer of single calls between two events, for what takes long and has run before.
+
+    The device is idle when a call begins, so the time that the host takes to launch is in it where the
+    device waits for it. Caches are as the call before left them.
+    """
+
+    def sample() -> float:
+        cuda.synchronize()
+        return _event_seconds(run, cuda)
+
+    return sample
+
+
 def large_copy_bandwidth(timer: Timer, size: int = LARGE_COPY, device: str = "cuda") -> float:
     """Bytes read and written a second by a copy of `size` bytes: what the memory can do at most."""
     source = torch.empty(size, dtype=torch.uint8, device=device)
@@ -106,9 +138,16 @@ def large_copy_bandwidth(timer: Timer, size: int = LARGE_COPY, device: str = "cu
 # ---- memory and launches -------------------------------------------------------------------------
 
 
-def allocated_peak(run: Callable[[], Any], cuda: ModuleType = torch.cuda) -> int:
-    """The most memory a call holds at once, in bytes of device tensors, over what was there before."""
-    run()
+def allocated_peak(run: Callable[[], Any], cuda: ModuleType = torch.cuda, warm: bool = True) -> int:
+    """The most memory a call holds at once, in bytes of device tensors, over what was there before.
+
+    Args:
+        run: the call.
+        cuda: PyTorch's interface to the device.
+        warm: call it once before, so that what is allocated once and kept is not the call's.
+    """
+    if warm:
+        run()
     gc.collect()
     cuda.synchronize()
     cuda.reset_peak_memory_stats()

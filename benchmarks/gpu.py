@@ -41,14 +41,38 @@ SMI_FIELDS = (
 )
 # What the interpreter, which takes seconds for a kernel, rehearses; tests/test_triton.py has the rest.
 INTERPRETED = "triton and exported or agree and global"
-# A few planes, in and beyond the cache: `python -m benchmarks.lam --suite full` has all.
+# What is measured, the most important first; `python -m benchmarks.lam --suite full` has more planes.
 MEASURED = {
-    "device": "cuda",
-    "backends": ("cuda", "triton"),
-    "dtypes": ("float32", "bfloat16"),
-    "rounds": 5,
-    "shapes": ((1, 32, 128, 128), (1, 128, 32, 32), (8, 64, 64, 64), (1, 32, 736, 1280)),
-    "forward_shapes": ((1, 32, 360, 640),),
+    "lam": {
+        "device": "cuda",
+        "backends": ("cuda", "triton"),
+        "dtypes": ("float32", "bfloat16"),
+        "rounds": 5,
+        "shapes": ((1, 32, 128, 128), (1, 128, 32, 32), (8, 64, 64, 64), (1, 32, 736, 1280)),
+        "forward_shapes": ((1, 32, 360, 640),),
+    },
+    "model": {
+        "device": "cuda",
+        "blocks": (14,),
+        "size": ("1280x720", "256x256"),
+        "dtypes": ("bfloat16", "float16", "tf32", "float32"),
+        "compiled": False,
+    },
+    "training_step": {
+        "device": "cuda",
+        "blocks": 14,
+        "batch": 8,
+        "dtype": "bfloat16",
+        "reference": False,
+        "deterministic": True,
+    },
+}
+# By max-autotune a network of 14 blocks takes minutes for each size: last, for what time is left.
+COMPILED = {
+    "model": MEASURED["model"]
+    | {"dtypes": ("bfloat16",), "compiled": True, "accuracy": False, "name": "model-compiled"},
+    "training_step": MEASURED["training_step"]
+    | {"compiled": True, "deterministic": False, "name": "training_step-compiled"},
 }
 # The tests in processes of about the same length: Triton compiles each kernel when it is first used.
 SHARDS = {
@@ -60,11 +84,31 @@ SHARDS = {
     "triton": "triton and not float",
 }
 TINY = {
-    "backends": ("auto", "cuda-host"),
-    "rounds": 1,
-    "sample_seconds": 0.001,
-    "shapes": ((1, 8, 16, 16),),
-    "forward_shapes": ((1, 8, 16, 24),),
+    "lam": {
+        "backends": ("auto", "cuda-host"),
+        "rounds": 1,
+        "sample_seconds": 0.001,
+        "shapes": ((1, 8, 16, 16),),
+        "forward_shapes": ((1, 8, 16, 24),),
+    },
+    "model": {
+        "blocks": (1,),
+        "width": 8,
+        "size": ("100x64",),
+        "dtypes": ("bfloat16",),
+        "rounds": 1,
+        "accuracy": False,
+    },
+    "training_step": {
+        "blocks": 1,
+        "width": 8,
+        "size": 64,
+        "dtype": "bfloat16",
+        "rounds": 1,
+        "compiled": True,
+        "deterministic": True,
+        "memory": False,
+    },
 }
 
 
@@ -77,6 +121,7 @@ class Step:
         skip: why it cannot run here; None if it can.
         refused: what a tool prints where this machine does not let it work: then the step is skipped.
         together: neighbouring steps of one such name run at the same time.
+        may_be_cut: whether it is no failure to be stopped, as everything found until then is written.
     """
 
     name: str
@@ -86,11 +131,12 @@ class Step:
     skip: str | None = None
     refused: str | None = None
     together: str | None = None
+    may_be_cut: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step: "passed", "failed", "stopped" (at its limit) or "skipped"."""
+    """What became of a step: "passed", "failed", "stopped" (at its limit), "cut" (likewise) or "skipped"."""
 
     name: str
     status: str
@@ -147,7 +193,8 @@ def run_step(step: Step, remaining: float, logs: Path) -> Outcome:
     seconds = time.monotonic() - start
     text = path.read_text(errors="replace")
     if code is None:
-        return Outcome(step.name, "stopped", seconds, f"at its limit of {limit:.0f} s; {last_line(text)}")
+        status = "cut" if step.may_be_cut else "stopped"
+        return Outcome(step.name, status, seconds, f"at its limit of {limit:.0f} s; {last_line(text)}")
     if code and step.refused and (refusal := re.search(f".*{step.refused}.*", text)):
         return Outcome(step.name, "skipped", seconds, refusal.group().strip(" ="))
     return Outcome(step.name, "failed" if code else "passed", seconds, last_line(text))
@@ -211,10 +258,10 @@ def pytest_command(*arguments: str | Path) -> list[str | Path]:
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", *arguments]
 
 
-def benchmark(options: Mapping[str, Any], results: Path) -> list[str | Path]:
-    """The attention's benchmark with its figures under `results`; its command line would need tyro."""
-    call = f"lam.Options(**{dict(options)!r}, json=True, results=pathlib.Path(sys.argv[1]))"
-    code = f"import pathlib, sys; from benchmarks import lam; sys.exit(lam.run({call}))"
+def benchmark(module: str, options: Mapping[str, Any], results: Path) -> list[str | Path]:
+    """A module's benchmark with its figures under `results`; its command line would need tyro."""
+    call = f"{module}.Options(**{dict(options)!r}, json=True, results=pathlib.Path(sys.argv[1]))"
+    code = f"import pathlib, sys; from benchmarks import {module}; sys.exit({module}.run({call}))"
     return [sys.executable, "-c", code, results]
 
 
@@ -234,7 +281,12 @@ def device_steps(results: Path) -> list[Step]:
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *small]
         absent = None if sanitizer else "compute-sanitizer is not installed"
         steps.append(Step(tool, command, 90, watched, absent, refused="Device not supported"))
-    steps.append(Step("benchmark", benchmark(MEASURED, results), 150, environment))
+    for module, limit in (("lam", 150), ("model", 100), ("training_step", 60)):
+        command = benchmark(module, MEASURED[module], results)
+        steps.append(Step(f"benchmark ({module})", command, limit, environment, may_be_cut=module != "lam"))
+    for module, options in COMPILED.items():
+        command = benchmark(module, options, results)
+        steps.append(Step(f"compiled ({module})", command, 180, environment, may_be_cut=True))
     return steps
 
 
@@ -243,6 +295,7 @@ def dry_steps(results: Path) -> list[Step]:
     environment = environment_of("9.0", dry=True) | {"IRNEXT_GPU_DRY": "1", "OMP_NUM_THREADS": "1"}
     collect = {**environment, "IRNEXT_GPU_DRY": "0"}
     interpreted = {**environment, "TRITON_INTERPRET": "1"}
+    passed_through = {**environment, "TORCHDYNAMO_DISABLE": "1"}
     rehearsed = pytest_command("-k", "cuda", "tests/test_gpu.py")
     sanitized = pytest_command("tests/test_cuda_host_sanitizers.py")
     return [
@@ -258,7 +311,11 @@ def dry_steps(results: Path) -> list[Step]:
             together="tests",
         ),
         Step("sanitizers", sanitized, 120, environment),
-        Step("benchmark", benchmark(TINY, results), 60, environment),
+        *(
+            # Compiling takes minutes on a CPU: here torch.compile passes everything through.
+            Step(f"benchmark ({module})", benchmark(module, options, results), 60, passed_through)
+            for module, options in TINY.items()
+        ),
     ]
 
 

@@ -48,6 +48,11 @@ def relative_error(result: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     return worst
 
 
+def finite(error: float | None) -> float | None:
+    """The error where it is a number: infinity has no place in a record, and is said in words."""
+    return error if error is not None and math.isfinite(error) else None
+
+
 def allowed_error(published_error: float, dtype: torch.dtype) -> float:
     """Twice what the published form itself is off by, in the same type, plus a few units of that type."""
     return 2 * published_error + 8 * torch.finfo(dtype).eps
@@ -93,7 +98,7 @@ class Timing:
 
 
 class CannotTime(Exception):
-    """A variant that a timer cannot run; the message says why."""
+    """A variant that has no time, though nothing is wrong with its result; the message says why."""
 
 
 # Makes a function ready to be timed; what it returns takes one sample, in seconds a call.
@@ -135,6 +140,16 @@ def host_timer(sample_seconds: float) -> Timer:
     return ready
 
 
+def call_timer(run: Callable[[], Any]) -> Callable[[], float]:
+    """A timer by the clock of single calls, for what takes long and has run before."""
+    return lambda: seconds_per_call(run, 1)
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
 def _outcome(variant: Variant, expected: Sequence[Tensor]) -> tuple[float | None, str | None]:
     """The error of a variant, and why it has no result."""
     if variant.result is None:
@@ -143,6 +158,8 @@ def _outcome(variant: Variant, expected: Sequence[Tensor]) -> tuple[float | None
         return relative_error(variant.result(), expected), None
     except torch.OutOfMemoryError:
         return None, "out of memory"
+    except CannotTime as error:
+        return None, str(error)
 
 
 def check(variants: dict[str, Variant], expected: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Timing]:
@@ -156,7 +173,7 @@ def check(variants: dict[str, Variant], expected: Sequence[Tensor], dtype: torch
         allowed = loose if variant.baseline else strict
         right = error is None or error <= allowed
         wrong = None if right else f"wrong result: off by {error:.1e}, allowed {allowed:.1e}"
-        found[name] = Timing(None, None, {}, error, wrong, failure)
+        found[name] = Timing(None, None, {}, finite(error), wrong, failure)
     return found
 
 
@@ -263,13 +280,18 @@ def peak_memory(build: Callable[..., Callable], *arguments) -> int:
         return pool.submit(_peak_in_this_process, torch.get_num_threads(), build, arguments).result()
 
 
-def allocated_peak(run: Callable[[], Any]) -> int:
+def allocated_peak(run: Callable[[], Any], warm: bool = True) -> int:
     """The most memory a call holds at once, in bytes of CPU tensors.
 
     Every block that PyTorch's allocator gives out during the call counts, whole results included;
     what was there before does not. Exact: the same in every run.
+
+    Args:
+        run: the call.
+        warm: call it once before, so that what is allocated once and kept is not the call's.
     """
-    run()  # what is allocated once and kept is not the call's
+    if warm:
+        run()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=False
     ) as profile:
@@ -349,19 +371,25 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def write_results(
-    name: str, here: dict[str, Any], options: dict[str, Any], results: list[dict], root: Path = RESULTS
+    name: str,
+    here: dict[str, Any],
+    options: dict[str, Any],
+    results: list[dict],
+    root: Path = RESULTS,
+    **sections: Any,
 ) -> Path:
     """Write `root`/<machine>/`name`.json, whole or not at all, and return its path.
 
     `here` is `machine()` as it was when the run began; the folder is called by its GPU, or else by its
     processor. Of the options, the folder of the results is left out: it says nothing about the figures.
+    `sections` are entries beside the results. Called again, it replaces the file.
     """
     options = {key: value for key, value in options.items() if key != "results"}
     name_of_machine = here["gpu"]["name"] if "gpu" in here else f"{here['processor']} {here['cores']} cores"
     slug = re.sub(r"[^a-z0-9]+", "-", name_of_machine.lower()).strip("-")
     path = root / slug / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"benchmark": name, "machine": here, "options": options, "results": results}
+    record = {"benchmark": name, "machine": here, "options": options, **sections, "results": results}
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "w") as file:
@@ -385,6 +413,25 @@ def make_table(title: str, *columns: str) -> Table:
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position else "left")
     return table
+
+
+def table_of(title: str, rows: Sequence[dict[str, str]]) -> Table:
+    """A table of rows with the same columns, without the columns that would be empty."""
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    table = make_table(title, *columns)
+    for row in rows:
+        table.add_row(*(row[name] for name in columns))
+    return table
+
+
+def number(value: float | None, style: str) -> str:
+    """A number as text; empty where there is none."""
+    return "" if value is None else format(value, style)
+
+
+def mebibytes(size: int | None) -> str:
+    """A size in bytes as text, in MiB."""
+    return number(None if size is None else size / 2**20, ".1f")
 
 
 def time_cells(timing: Timing) -> tuple[str, str]:

@@ -1,22 +1,27 @@
-"""Whole IRNeXt models at inference, against the published formulation: `python -m benchmarks.model --help`.
+"""Whole models at inference, against the published formulation: `python -m benchmarks.model --help`.
 
-Latency, throughput and peak memory of the published network (eager, and compiled with its weights
-frozen), of `irnext.IRNeXt` as it is, and of `irnext.optimize`. Results are checked against float64
-before anything is timed, and the variants take turns. In half precision the first three run
-float32 weights under autocast.
+Latency, throughput and peak memory of the published network, of `irnext.IRNeXt` as it is, and of
+`irnext.optimize`; then again in turns with what torch.compile makes of the published network (frozen,
+on GPUs by max-autotune, in channels_last). In half precision networks have float32 weights under
+autocast; those that are optimized, or compiled for a GPU, have them converted. Sizes are padded to a
+multiple of 32 as `irnext.restore` pads them; rates count the picture's own pixels.
 
-Under each time stands where it goes, by kind of operator, and its floor: what the convolutions'
-multiply-accumulates take at the best rate of a convolution measured here, and what their inputs and
-outputs take at the bandwidth of a copy. Winograd's algorithm, in the optimized model on CPUs, needs
-fewer products than are counted: it can go below the floor. Operators that several parts have are
-counted where most of them are: products in the attention, GELU and sums (where not fused into a
-convolution) in the pyramids. A training step is the matter of `benchmarks.training_step`.
+Nothing is timed before its result is checked: at a small size against float64 (`benchmarks.accuracy`),
+and at the size that is timed against the published network in float32. What is timed takes turns;
+times are medians, and a spread is half the interquartile range. Peak memory is what a call holds at
+most, results included, weights not. On CUDA a graph's memory is that of the call it records, and is
+held for as long as the graph.
+
+A second table says where the time goes (`benchmarks.account`) beside the least it could take
+(`benchmarks.roofline`). A training step is the matter of `benchmarks.training_step`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,336 +30,456 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-import tyro
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 import irnext
-from irnext.optimization import optimize
 
-from . import device, harness
+from . import accuracy, device, harness, roofline
+from .account import KINDS, REST, account
 from .harness import Timing, Variant
+from .networks import (
+    COMPILED,
+    OPTIMIZED,
+    PLAIN,
+    PLAIN_COMPILED,
+    PRECISIONS,
+    PUBLISHED,
+    PUBLISHED_COMPILED,
+    Network,
+    Settings,
+    computing_in,
+    make_model,
+    make_network,
+)
 from .published import PublishedIRNeXt
 
-PUBLISHED, COMPILED = "published, eager", "published, compiled"
-PLAIN, OPTIMIZED = "irnext", "irnext, optimized"
+NAMED_SIZES = {"720p": "1280x720", "1080p": "1920x1080", "4K": "3840x2160", "8K": "7680x4320"}
+MULTIPLE, MINIMUM = irnext.IRNeXt.size_multiple, irnext.IRNeXt.minimum_size
+LONG = 1.0  # seconds, from which on a call is recorded once, not three times
 
-# Where an operator's time is counted, by a part of its name; the first kind that fits.
-KINDS: dict[str, tuple[str, ...]] = {
-    "convolutions": ("conv", "mkldnn", "cudnn", "implicit_gemm", "implicit_convolve", "xmma", "cutlass"),
-    "attention": (
-        *("irnext::", "im2col", "reflection_pad", "tanh", "sigmoid", "softmax", "batch_norm"),
-        *("aten::mean", "aten::sum", "aten::mul", "aten::mm", "aten::addmm", "cumsum"),
-    ),
-    "pyramids": ("avg_pool", "max_pool", "upsample", "gelu", "aten::add"),
-    "copies": ("copy", "cat", "clone", "contiguous", "index"),
-    "generated": ("graph_", "cpp_fused", "triton_", "Torch-Compiled", "CompiledFxGraph", "Compiled"),
-}
-OTHER = "other"
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Width and height in pixels, from such as "1280x720" or "720p"; ValueError for anything else."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", NAMED_SIZES.get(text, text))
+    if found is None:
+        raise ValueError(f"size is {text!r}: give WIDTHxHEIGHT in pixels, or one of {', '.join(NAMED_SIZES)}")
+    width, height = map(int, found.groups())
+    return width, height
 
 
 @dataclass(frozen=True)
 class Options:
     """Time whole models at inference, say where the time goes, and compare with the published network."""
 
-    blocks: int = 4
+    size: tuple[str, ...] = ("256x256",)
+    """widths and heights of the pictures in pixels, such as 1280x720, or 720p, 1080p, 4K, 8K"""
+    blocks: tuple[int, ...] = (4,)
     """residual blocks per CNNBlock"""
     width: int = 32
     """channels at full resolution"""
     low_pass: Literal["global", "local"] = "global"
     """form of the attention"""
-    sizes: tuple[tuple[int, int], ...] = ((256, 256),)
-    """heights and widths of the pictures in pixels: multiples of 32, at least 64"""
     batch: int = 1
     """pictures at once"""
-    dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
-    """types to compute in"""
+    dtypes: tuple[Literal["float32", "tf32", "bfloat16", "float16"], ...] = ("float32", "bfloat16")
+    """what to compute in; tf32 is for CUDA, and off in float32; float16 is very slow on most CPUs"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where to run"""
     compiled: bool = True
-    """also time the compiled published network (minutes of compilation)"""
+    """also compare with the compiled published network (minutes of compilation)"""
+    compile_ours: bool = False
+    """also compile irnext's own network"""
+    accuracy: bool = True
+    """also measure what half precision does to photographs (needs scikit-image)"""
+    layers: bool = False
+    """also print the floor of every layer"""
     threads: int | None = None
     """CPU threads; PyTorch's choice by default"""
     rounds: int = 10
     """calls timed per variant"""
     json: bool = False
-    """write the figures to a file under --results"""
+    """write the figures to a file under --results, again after every measurement"""
     results: Path = harness.RESULTS
     """folder of the results"""
+    name: str = "model"
+    """name of the file"""
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.batch < 1 or (self.threads is not None and self.threads < 1):
             raise ValueError(
                 f"rounds is {self.rounds}, batch {self.batch}, threads {self.threads}: all must be at least 1"
             )
-        for side in (side for size in self.sizes for side in size):
-            if side < 64 or side % 32:
-                raise ValueError(f"a size is {side} pixels: it must be a multiple of 32, at least 64")
+        for text in self.size:
+            parse_size(text)
+        if "tf32" in self.dtypes and self.device != "cuda":
+            raise ValueError("tf32 is of CUDA devices: choose --device cuda, or float32")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device is 'cuda', but PyTorch sees no CUDA device")
 
-
-# ---- the models ----------------------------------------------------------------------------------
-
-
-def make_model(network: type[nn.Module], options: Options) -> nn.Module:
-    """A network in eval mode; all networks get the same weights, and gains that do something."""
-    torch.manual_seed(0)
-    model = network(options.blocks, options.width, low_pass=options.low_pass)
-    for name, parameter in model.named_parameters():
-        if name.endswith("_gain"):
-            nn.init.uniform_(parameter, -0.5, 0.5)
-    return model.eval().requires_grad_(False)
-
-
-def compile_published(model: nn.Module, on_gpu: bool) -> Callable[[Tensor], list[Tensor]]:
-    """The published network as torch.compile does it best: frozen weights, on GPUs with max-autotune."""
-    if not on_gpu:
-        return torch.compile(model, options={"freezing": True})
-    options = torch._inductor.list_mode_options("max-autotune") | {"freezing": True}
-    return torch.compile(model.to(memory_format=torch.channels_last), options=options)
-
-
-def _runner(model: Callable, x: Tensor, dtype: torch.dtype, autocast: bool) -> Callable[[], list[Tensor]]:
-    def run() -> list[Tensor]:
-        with torch.no_grad(), torch.autocast(x.device.type, dtype, enabled=autocast):
-            return model(x)
-
-    return run
-
-
-def make_runs(options: Options, x: Tensor, dtype: torch.dtype) -> dict[str, Callable[[], list[Tensor]]]:
-    """By variant, a call of the whole model on x."""
-    autocast, on_gpu = dtype != torch.float32, x.is_cuda
-    plain = make_model(irnext.IRNeXt, options).to(x.device)
-    published = make_model(PublishedIRNeXt, options).to(x.device)
-    models: dict[str, Callable] = {PUBLISHED: published}
-    if options.compiled:
-        compiled = make_model(PublishedIRNeXt, options).to(x.device)
-        models[COMPILED] = compile_published(compiled, on_gpu)
-    models[PLAIN] = plain
-    runs = {name: _runner(model, x, dtype, autocast) for name, model in models.items()}
-    runs[OPTIMIZED] = _runner(optimize(plain, dtype=dtype), x, dtype, False)
-    return runs
-
-
-# ---- the floor -----------------------------------------------------------------------------------
-
-
-def _seconds(run: Callable[[], Any], on_gpu: bool, rounds: int = 5) -> float:
-    """The shortest of a few samples: what the machine can do when nothing else runs."""
-    sample = (device.cold_timer(0.02) if on_gpu else harness.host_timer(0.02))(run)
-    return min(sample() for _ in range(rounds))
-
-
-def convolution_rate(dtype: torch.dtype, on: torch.device, widths: Sequence[int]) -> float:
-    """Multiply-accumulates a second of 3 x 3 convolutions in channels_last, at the best of some widths."""
-    best = 0.0
-    for width in widths:
-        x = torch.rand(1, width, 64, 64, device=on).to(dtype, memory_format=torch.channels_last)
-        weight = torch.rand(width, width, 3, 3, device=on).to(dtype, memory_format=torch.channels_last)
-
-        def run(x: Tensor = x, weight: Tensor = weight) -> Tensor:
-            return F.conv2d(x, weight, padding=1)
-
-        best = max(best, x.numel() * width * 9 / _seconds(run, on.type == "cuda"))
-    return best
-
-
-def copy_bandwidth(on: torch.device, size: int = 2**28) -> float:
-    """Bytes read and written a second by a large copy."""
-    source = torch.zeros(size, dtype=torch.uint8, device=on)
-    target = torch.empty_like(source)
-    return 2 * size / _seconds(lambda: target.copy_(source), on.type == "cuda")
-
-
-def convolution_numbers(model: nn.Module, x: Tensor) -> int:
-    """The numbers that convolutions read and write where each input, output and weight moves once."""
-    total = 0
-
-    def count(module: nn.Module, arguments: tuple[Tensor, ...], y: Tensor) -> None:
-        nonlocal total
-        total += arguments[0].numel() + y.numel() + module.weight.numel()
-
-    handles = [
-        module.register_forward_hook(count)
-        for module in model.modules()
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
-    ]
-    try:
-        with torch.no_grad():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
-
-
-def floors(options: Options, x: Tensor, dtype: torch.dtype) -> dict[str, float]:
-    """Counts and rates, and the least milliseconds by operations and by bytes."""
-    macs = len(x) * irnext.complexity.measure(make_model(irnext.IRNeXt, options), tuple(x.shape[2:])).macs
-    numbers = convolution_numbers(make_model(PublishedIRNeXt, options).to(x.device), x)
-    rate = convolution_rate(dtype, x.device, [options.width * scale for scale in (1, 2, 4)])
-    bandwidth, size = copy_bandwidth(x.device), numbers * dtype.itemsize
-    return {
-        "macs": macs,
-        "macs_a_second": rate,
-        "bytes": size,
-        "bytes_a_second": bandwidth,
-        "by_operations_ms": 1e3 * macs / rate,
-        "by_bytes_ms": 1e3 * size / bandwidth,
-    }
-
-
-# ---- where the time goes -------------------------------------------------------------------------
-
-
-def kind_of(name: str) -> str:
-    """The kind of operator that a name in the profile stands for."""
-    return next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), OTHER)
-
-
-def account(run: Callable[[], Any], on_gpu: bool, repeats: int = 3) -> dict[str, float]:
-    """Milliseconds a call by kind of operator: on the GPU of kernels, on the CPU of operators themselves."""
-    run()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if on_gpu:
-        torch.cuda.synchronize()
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
-        for _ in range(repeats):
-            run()
-        if on_gpu:
-            torch.cuda.synchronize()
-    total = dict.fromkeys((*KINDS, OTHER), 0.0)
-    for event in profile.key_averages():
-        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        total[kind_of(event.key)] += microseconds / 1e3 / repeats
-    return total
-
-
-# ---- a case --------------------------------------------------------------------------------------
+    def settings(self, blocks: int) -> Settings:
+        """Of the networks with so many blocks."""
+        return Settings(blocks, self.width, self.low_pass)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size and type of picture."""
+    """One network, size of picture (width, height) and precision."""
 
-    size: tuple[int, int]
-    dtype: str
+    blocks: int
+    picture: tuple[int, int]
+    precision: str
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """The width and height that the network gets."""
+        return tuple(max(MINIMUM, -(-side // MULTIPLE) * MULTIPLE) for side in self.picture)
+
+    def __str__(self) -> str:
+        name = "IRNeXt({}), {} x {}, {}".format(self.blocks, *self.picture, self.precision)
+        return name if self.padded == self.picture else name + " (padded to {} x {})".format(*self.padded)
+
+    def make_pictures(self, batch: int, on: torch.device) -> Tensor:
+        """The network's input (N, 3, H, W)."""
+        width, height = self.padded
+        return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1)).to(on)
 
 
-Measured = tuple[dict[str, Timing], dict[str, dict[str, Any]], dict[str, float]]
+def make_cases(options: Options) -> list[Case]:
+    """What the options ask for, in order."""
+    return [
+        Case(blocks, parse_size(text), precision)
+        for blocks in options.blocks
+        for text in options.size
+        for precision in options.dtypes
+    ]
 
 
-def measure(case: Case, options: Options) -> Measured:
-    """Timings, peaks and accounts by variant, and the floors."""
-    dtype, on_gpu = getattr(torch, case.dtype), options.device == "cuda"
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(options.batch, 3, *case.size, generator=generator).to(options.device)
-    truth = make_model(PublishedIRNeXt, options).to(x.device, torch.float64)
-    with torch.no_grad():
-        expected = truth(x.double())
-    del truth
-    runs = make_runs(options, x, dtype)
-    first_calls = {}
-    for name, run in runs.items():
-        start = time.perf_counter()
-        run()
-        first_calls[name] = time.perf_counter() - start
-    variants = {name: Variant(run, run, baseline=name == COMPILED) for name, run in runs.items()}
-    found = harness.check(variants, expected, dtype)
-    timer = device.cold_timer(0.0) if on_gpu else harness.host_timer(0.0)
-    timings = harness.time_right(variants, found, options.rounds, timer)
-    peak = device.allocated_peak if on_gpu else harness.allocated_peak
-    more = {
-        name: {
-            "first_call_seconds": first_calls[name],
-            "peak_bytes": peak(run),
-            "account_ms": account(run, on_gpu),
-        }
-        for name, run in runs.items()
-        if timings[name].milliseconds is not None
+# ---- one comparison --------------------------------------------------------------------------------
+
+
+@dataclass
+class Found:
+    """What was found of one variant; without a time where its result is wrong or missing.
+
+    Attributes:
+        timing: its error is that against the published network in float32, at the size timed.
+        first_call_seconds: of the call that prepares or compiles.
+        peak_bytes: the most that a call holds at once.
+        account_ms: where the time goes, by kind.
+    """
+
+    timing: Timing
+    first_call_seconds: float | None = None
+    peak_bytes: int | None = None
+    account_ms: dict[str, float] | None = None
+
+
+def first_call(network: Network, x: Tensor, expected: Sequence[Tensor]) -> tuple[float, float]:
+    """The seconds of a first call, and the error of its result."""
+    start = time.perf_counter()
+    result = network.call(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return seconds, harness.relative_error(result, expected)
+
+
+def begin(
+    networks: dict[str, Network], case: Case, x: Tensor, expected: Sequence[Tensor], wrong: dict[str, str]
+) -> dict[str, Found]:
+    """Call every network twice: for its result and for its memory. Those in `wrong` are not called."""
+    peak = device.allocated_peak if x.is_cuda else harness.allocated_peak
+    found, published_error = {}, 0.0
+    for name, network in networks.items():
+        if name in wrong:
+            found[name] = Found(Timing(None, None, {}, None, wrong[name]))
+            continue
+        try:
+            seconds, error = first_call(network, x, expected)
+            if name == PUBLISHED:
+                published_error = error
+            allowed = accuracy.allowed_error(name, case.precision, published_error)
+            timing = Timing(None, None, {}, harness.finite(error), accuracy.judge(error, allowed))
+            found[name] = Found(timing, seconds)
+            if timing.wrong is None:
+                # A compiled graph is recorded in this second call; another one would only be replayed.
+                run = functools.partial(network.kernels, x)
+                found[name].peak_bytes = peak(run, warm=network.kernels is not network.call)
+        except torch.OutOfMemoryError:
+            found[name] = Found(Timing(None, None, {}, None, failure="out of memory"))
+        except Exception as error:
+            if name not in COMPILED:
+                raise
+            found[name] = Found(Timing(None, None, {}, None, failure=harness.first_line(error)))
+    return found
+
+
+def compare(case: Case, names: Sequence[str], options: Options, wrong: dict[str, str]) -> dict[str, Found]:
+    """Check, time and size up some variants of one case, in turns."""
+    on = torch.device(options.device)
+    settings = options.settings(case.blocks)
+    x = case.make_pictures(options.batch, on)
+    if set(names) & set(COMPILED):
+        torch._dynamo.reset()  # what was compiled for another size would be made to serve both
+    with computing_in("float32", on), torch.no_grad():
+        expected = make_model(PublishedIRNeXt, settings).to(on)(x)
+    with computing_in(case.precision, on):
+        networks = {name: make_network(name, settings, case.precision, on) for name in names}
+        found = begin(networks, case, x, expected, wrong)
+        del expected
+        variants = {name: Variant(functools.partial(one.call, x)) for name, one in networks.items()}
+        timer = device.call_timer if x.is_cuda else harness.call_timer
+        begun = {name: one.timing for name, one in found.items()}
+        for name, timing in harness.time_right(variants, begun, options.rounds, timer).items():
+            found[name].timing = timing
+            if timing.milliseconds is not None:
+                run = functools.partial(networks[name].kernels, x)
+                found[name].account_ms = account_of(run, timing.milliseconds, x.is_cuda, name not in COMPILED)
+    return found
+
+
+def account_of(run: Callable[[], Any], milliseconds: float, on_gpu: bool, marked: bool) -> dict[str, float]:
+    """Where the time of a call goes. On a GPU what no kernel takes of it is the time between kernels."""
+    shares = account(run, on_gpu, 1 if milliseconds > 1e3 * LONG else 3, marked)
+    if on_gpu and shares:
+        shares[REST] += max(0.0, milliseconds - sum(shares.values()))
+    return shares
+
+
+# ---- what is shown and kept ------------------------------------------------------------------------
+
+
+def rates(case: Case, options: Options, timing: Timing, least: roofline.Floor) -> dict[str, float | None]:
+    """The throughput of a variant, and its floor over its time."""
+    if timing.milliseconds is None:
+        return {"pictures_per_second": None, "megapixels_per_second": None, "share_of_floor": None}
+    pictures = 1e3 * options.batch / timing.milliseconds
+    return {
+        "pictures_per_second": pictures,
+        "megapixels_per_second": pictures * case.picture[0] * case.picture[1] / 1e6,
+        "share_of_floor": least.milliseconds / timing.milliseconds,
     }
-    return timings, more, floors(options, x, dtype)
 
 
-def report(
+def show(
+    console: Console,
     case: Case,
     options: Options,
-    timings: dict[str, Timing],
-    more: dict[str, dict[str, Any]],
-    floor: dict[str, float],
-    console: Console,
-) -> list[dict[str, Any]]:
-    """Print a case's tables and return its records."""
-    height, width = case.size
-    title = f"IRNeXt({options.blocks}), {options.batch} x {height} x {width}, {case.dtype}"
-    times = harness.make_table(
-        title,
-        *("", "ms", "spread", "pictures/s", "vs eager", "vs compiled"),
-        *("peak MiB", "of floor", "error", "first call s"),
-    )
-    kinds = harness.make_table(f"{title}: where the time goes, ms", "", *KINDS, OTHER)
-    least = max(floor["by_operations_ms"], floor["by_bytes_ms"])
-    records = []
-    for name, timing in timings.items():
-        extra = more.get(name, {})
-        share = least / timing.milliseconds if timing.milliseconds else None
-        rate = 1e3 * options.batch / timing.milliseconds if timing.milliseconds else None
-        times.add_row(
-            name,
-            *harness.time_cells(timing),
-            "" if rate is None else f"{rate:.2f}",
-            harness.ratio_cell(timing, PUBLISHED),
-            harness.ratio_cell(timing, COMPILED),
-            f"{extra['peak_bytes'] / 2**20:.0f}" if extra else "",
-            "" if share is None else f"{share:.0%}",
-            "" if timing.error is None else f"{timing.error:.0e}",
-            f"{extra['first_call_seconds']:.1f}" if extra else "",
+    found: dict[str, Found],
+    least: roofline.Floor,
+    errors: dict[str, float],
+) -> None:
+    """Print the tables of one comparison; `errors` are those against float64."""
+    title = f"{case}, {options.batch} at once"
+    rows = []
+    for name, one in found.items():
+        milliseconds, spread = harness.time_cells(one.timing)
+        rate = rates(case, options, one.timing, least)
+        rows.append(
+            {
+                "": name,
+                "ms": milliseconds,
+                "spread": spread,
+                "pictures/s": harness.number(rate["pictures_per_second"], ".2f"),
+                "Mpixel/s": harness.number(rate["megapixels_per_second"], ".2f"),
+                "vs eager": harness.ratio_cell(one.timing, PUBLISHED),
+                "vs compiled": harness.ratio_cell(one.timing, PUBLISHED_COMPILED),
+                "peak MiB": harness.mebibytes(one.peak_bytes),
+                "of floor": harness.number(rate["share_of_floor"], ".0%"),
+                "off float64": harness.number(errors.get(name), ".1e"),
+                "off float32": harness.number(one.timing.error, ".1e"),
+                "first call s": harness.number(one.first_call_seconds, ".1f"),
+            }
         )
-        if extra:
-            kinds.add_row(name, *(f"{milliseconds:.1f}" for milliseconds in extra["account_ms"].values()))
-        records.append(
-            {"size": case.size, "dtype": case.dtype, "variant": name}
-            | dataclasses.asdict(timing)
-            | extra
-            | {"pictures_per_second": rate, "share_of_floor": share, "floor": floor}
-        )
-    console.print(times)
+    console.print(harness.table_of(title, rows))
+    for name, one in found.items():
+        if why := one.timing.wrong or one.timing.failure:
+            console.print(f"{name}: {why}", soft_wrap=True)
+    console.print(_account_table(title, found, least))
+
+
+def _account_table(title: str, found: dict[str, Found], least: roofline.Floor) -> Any:
+    """Milliseconds and shares by kind, and the floor's."""
+    rows = {name: one.account_ms for name, one in found.items() if one.account_ms}
+    rows["floor"] = dict.fromkeys(KINDS, 0.0) | least.by_kind_ms
+    shown = [kind for kind in KINDS if any(row[kind] for row in rows.values())]
+    table = harness.make_table(f"{title}: where the time goes, ms", "", *shown, "sum")
+    for name, row in rows.items():
+        total = sum(row.values())
+        cells = (f"{row[kind]:.2f} ({row[kind] / (total or 1):.0%})" for kind in shown)
+        table.add_row(name, *cells, f"{total:.2f}")
+    return table
+
+
+def show_floor(
+    console: Console, case: Case, least: roofline.Floor, machine: roofline.Rates, every: bool
+) -> None:
+    """Print the floor of a case in a line, and every layer's if asked for."""
     console.print(
-        f"floor: {floor['by_operations_ms']:.1f} ms by operations "
-        f"({floor['macs'] / 1e9:.2f} G multiply-accumulates at {floor['macs_a_second'] / 1e9:.0f} G/s), "
-        f"{floor['by_bytes_ms']:.1f} ms by bytes "
-        f"({floor['bytes'] / 2**20:.0f} MiB at {floor['bytes_a_second'] / 1e9:.1f} GB/s)",
+        f"{case}: at least {least.milliseconds:.2f} ms; by operations {least.by_operations_ms:.2f} ms "
+        f"({least.macs / 1e9:.2f} G multiply-accumulates at up to {machine.macs / 1e9:.0f} G/s), "
+        f"by bytes {least.by_bytes_ms:.2f} ms ({least.bytes / 2**20:.0f} MiB; a large copy moves "
+        f"{machine.copies[-1][1] / 1e9:.1f} GB/s)",
         soft_wrap=True,
     )
-    console.print(kinds)
-    return records
+    if not every:
+        return
+    table = harness.make_table(
+        "The floor by layer", "", "times", "G mult.-acc.", "MiB", "ms by operations", "ms by bytes"
+    )
+    for row in least.layers:
+        table.add_row(
+            row["name"],
+            str(row["count"]),
+            f"{row['macs'] / 1e9:.3f}",
+            f"{row['bytes'] / 2**20:.1f}",
+            f"{row['by_operations_ms']:.3f}",
+            f"{row['by_bytes_ms']:.3f}",
+        )
+    console.print(table)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@dataclass
+class Record:
+    """All that a run has found so far, written anew whenever something is added."""
+
+    options: Options
+    here: dict[str, Any]
+    accuracy: list[accuracy.Accuracy] = dataclasses.field(default_factory=list)
+    photographs: list[accuracy.Fidelity] = dataclasses.field(default_factory=list)
+    floors: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    results: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def write(self) -> Path | None:
+        """Write the file, if there is to be one, and return its path."""
+        if not self.options.json:
+            return None
+        return harness.write_results(
+            self.options.name,
+            self.here,
+            dataclasses.asdict(self.options),
+            self.results,
+            self.options.results,
+            accuracy=accuracy.as_records(self.accuracy),
+            photographs=accuracy.as_records(self.photographs),
+            floors=self.floors,
+        )
+
+    def add(self, case: Case, comparison: str, found: dict[str, Found], least: roofline.Floor) -> None:
+        """Add the results of one comparison."""
+        errors = self.errors(case)
+        for name, one in found.items():
+            row = dataclasses.asdict(case) | {
+                "padded": case.padded,
+                "comparison": comparison,
+                "variant": name,
+            }
+            row |= dataclasses.asdict(one.timing) | {"error_of_float64": harness.finite(errors.get(name))}
+            row |= {key: getattr(one, key) for key in ("first_call_seconds", "peak_bytes", "account_ms")}
+            row |= rates(case, self.options, one.timing, least) | {"floor_ms": least.milliseconds}
+            self.results.append(row)
+        self.write()
+
+    def _accuracies(self, case: Case) -> list[accuracy.Accuracy]:
+        wanted = case.blocks, case.precision
+        return [one for one in self.accuracy if (one.blocks, one.precision) == wanted]
+
+    def errors(self, case: Case) -> dict[str, float]:
+        """By variant, the error against float64."""
+        return {one.variant: one.error for one in self._accuracies(case)}
+
+    def wrong(self, case: Case) -> dict[str, str]:
+        """The variants that are wrong at the small size, and why."""
+        return {one.variant: one.wrong for one in self._accuracies(case) if one.wrong}
+
+    def has_wrong(self) -> bool:
+        """Whether anything was found to be wrong."""
+        return any(one.wrong for one in self.accuracy) or any(row["wrong"] for row in self.results)
+
+
+def check(record: Record, console: Console) -> None:
+    """Measure and print the accuracy of every network."""
+    options = record.options
+    on = torch.device(options.device)
+    for blocks in options.blocks:
+        record.accuracy += accuracy.measure(options.settings(blocks), options.dtypes, on)
+        if options.accuracy:
+            record.photographs += accuracy.measure_photographs(options.settings(blocks), options.dtypes, on)
+    record.write()
+    for table in accuracy.tables(record.accuracy, record.photographs):
+        console.print(table)
+
+
+def floor_of(case: Case, options: Options, machine: roofline.Rates) -> roofline.Floor:
+    """The least time of a case."""
+    settings = options.settings(case.blocks)
+    shape = (options.batch, 3, *reversed(case.padded))
+    counted = roofline.layers(lambda: make_model(irnext.IRNeXt, settings), shape)
+    return roofline.floor(counted, machine, PRECISIONS[case.precision])
+
+
+def measure_floors(record: Record, console: Console) -> dict[Case, roofline.Floor]:
+    """The least time of every case, printed, from rates measured once for a precision."""
+    options = record.options
+    on = torch.device(options.device)
+    machine: dict[str, roofline.Rates] = {}
+    floors = {}
+    for case in make_cases(options):
+        precision = case.precision
+        if precision not in machine:
+            with computing_in(precision, on):
+                machine[precision] = roofline.measure_rates(PRECISIONS[precision], on, options.width)
+        floors[case] = least = floor_of(case, options, machine[precision])
+        row = dataclasses.asdict(case) | {"padded": case.padded} | dataclasses.asdict(least)
+        record.floors.append(row | {"rates": dataclasses.asdict(machine[precision])})
+        show_floor(console, case, least, machine[precision], options.layers)
+    record.write()
+    return floors
+
+
+def run_cases(record: Record, console: Console) -> None:
+    """Compare the eager networks in every case, then the compiled ones: they take longest to prepare."""
+    options = record.options
+    comparisons = {"eager": [PUBLISHED, PLAIN, OPTIMIZED]}
+    if options.compiled:
+        ours = [PLAIN_COMPILED] if options.compile_ours else []
+        comparisons["compiled"] = [PUBLISHED, PUBLISHED_COMPILED, *ours, OPTIMIZED]
+    floors = measure_floors(record, console)
+    for comparison, names in comparisons.items():
+        for case in make_cases(options):
+            try:
+                found = compare(case, names, options, record.wrong(case))
+            except torch.OutOfMemoryError:
+                console.print(f"{case}: not enough memory for the published network")
+                continue
+            record.add(case, comparison, found, floors[case])
+            show(console, case, options, found, floors[case], record.errors(case))
+
+
+def run(options: Options) -> int:
     """Run the benchmark; 1 if any variant computes something wrong."""
-    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.model")
     if options.threads:
         torch.set_num_threads(options.threads)
     on_gpu = options.device == "cuda"
     if not on_gpu:
         harness.keep_freed_memory()
     console = harness.make_console()
-    here = harness.machine(device.record() if on_gpu else None)
-    console.print(harness.describe(here), soft_wrap=True)
-    records = []
     with device.stream() if on_gpu else contextlib.nullcontext():
-        for size in options.sizes:
-            for dtype in options.dtypes:
-                case = Case(size, dtype)
-                records += report(case, options, *measure(case, options), console)
-    if options.json:
-        path = harness.write_results("model", here, dataclasses.asdict(options), records, options.results)
+        record = Record(options, harness.machine(device.record() if on_gpu else None))
+        console.print(harness.describe(record.here), soft_wrap=True)
+        check(record, console)
+        run_cases(record, console)
+    if path := record.write():
         console.print(f"written: {path}", soft_wrap=True)
-    return int(any(record["wrong"] for record in records))
+    return int(record.has_wrong())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, for which alone tyro is needed."""
+    import tyro
+
+    return run(tyro.cli(Options, args=arguments, prog="python -m benchmarks.model"))
 
 
 if __name__ == "__main__":

@@ -1,166 +1,272 @@
-"""The benchmark of whole models is honest, counts right, and runs."""
+"""The benchmark of whole models is honest, and runs."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
-from torch import nn
 
 import irnext
-from benchmarks import harness, model
+from benchmarks import accuracy, harness, model, networks, roofline
+from benchmarks.networks import COMPILED, OPTIMIZED, PLAIN, PLAIN_COMPILED, PRECISIONS, PUBLISHED
+from benchmarks.networks import PUBLISHED_COMPILED as BASELINE
 from benchmarks.published import PublishedIRNeXt
 
-SMALL = model.Options(blocks=1, width=8, sizes=((64, 96),), rounds=1, compiled=False)
+CPU = torch.device("cpu")
+TINY = networks.Settings(1, 8, "global")
+EAGER = [PUBLISHED, PLAIN, OPTIMIZED]
 
 
 @pytest.fixture(autouse=True)
 def small_measurements(monkeypatch):
-    """Rates of this machine are not what is tested."""
-    monkeypatch.setattr(model, "copy_bandwidth", lambda on: 1e10)
-    monkeypatch.setattr(model, "convolution_rate", lambda dtype, on, widths: 1e11)
+    """Rates of this machine are not what is tested here."""
+    rates = roofline.Rates(1e11, ((2**20, 1e10),))
+    monkeypatch.setattr(roofline, "measure_rates", lambda dtype, on, width: rates)
     monkeypatch.setattr(harness, "keep_freed_memory", lambda: None)
 
 
-def run(tmp_path, *more: str) -> tuple[int, list[dict]]:
-    options = "--blocks 1 --width 8 --sizes 64 96 --rounds 2 --no-compiled --json"
-    status = model.main([*options.split(), "--results", str(tmp_path), *more])
-    (path,) = tmp_path.rglob("model.json")
-    return status, json.loads(path.read_text())["results"]
-
-
-def test_it_runs_and_records(tmp_path, capsys):
-    status, results = run(tmp_path)
-    assert status == 0
-    names = [model.PUBLISHED, model.PLAIN, model.OPTIMIZED]
-    assert [result["variant"] for result in results] == 2 * names
-    assert [result["dtype"] for result in results] == ["float32"] * 3 + ["bfloat16"] * 3
-    for result in results:
-        assert result["wrong"] is None and result["milliseconds"] > 0 and result["size"] == [64, 96]
-        assert result["error"] < (1e-5 if result["dtype"] == "float32" else 0.1)
-        assert result["pictures_per_second"] == pytest.approx(1e3 / result["milliseconds"])
-        assert result["peak_bytes"] > 64 * 96 * 8 * (4 if result["dtype"] == "float32" else 2)
-        account, floor = result["account_ms"], result["floor"]
-        assert account["convolutions"] > 0 and account["attention"] > 0 and account["pyramids"] > 0
-        assert result["share_of_floor"] == pytest.approx(
-            max(floor["by_operations_ms"], floor["by_bytes_ms"]) / result["milliseconds"]
-        )
-        assert result["ratios"][model.PUBLISHED] > 0
-    printed = capsys.readouterr().out
-    assert "IRNeXt(1), 1 x 64 x 96, bfloat16: where the time goes" in printed
-    assert "G multiply-accumulates" in printed
-
-
-def test_a_wrong_model_gets_no_time(tmp_path, monkeypatch):
-    right = model.optimize
-
-    def wrong(plain: nn.Module, dtype: torch.dtype):
-        made = right(plain, dtype=dtype)
-        return lambda x: [y + 1e-3 for y in made(x)]
-
-    monkeypatch.setattr(model, "optimize", wrong)
-    status, results = run(tmp_path, "--dtypes", "float32")
-    assert status == 1
-    for result in results:
-        assert (result["milliseconds"] is None) == (result["variant"] == model.OPTIMIZED)
-    assert "allowed" in results[-1]["wrong"] and "peak_bytes" not in results[-1]
-
-
-def test_the_compiled_variant_is_the_published_network_frozen(tmp_path, monkeypatch):
-    """The compiler itself takes minutes; what it is given is what counts."""
+@pytest.fixture
+def compiled_nothing(monkeypatch):
+    """The compiler itself takes minutes; what it is given, and when, is what counts."""
     given = []
 
-    def compile_nothing(network, options):
+    def compile_nothing(network, **options):
         given.append((network, options))
         return network
 
     monkeypatch.setattr(torch, "compile", compile_nothing)
-    runs = model.make_runs(model.Options(blocks=1, width=8), torch.rand(1, 3, 64, 64), torch.float32)
-    assert list(runs) == [model.PUBLISHED, model.COMPILED, model.PLAIN, model.OPTIMIZED]
-    ((network, options),) = given
-    assert type(network) is PublishedIRNeXt and not network.training and options == {"freezing": True}
+    return given
 
 
-def test_variants_share_weights_and_types():
+def run(tmp_path, *more: str) -> tuple[int, dict]:
+    options = "--blocks 1 --width 8 --size 100x64 --rounds 2 --no-accuracy --json"
+    status = model.main([*options.split(), "--results", str(tmp_path), *more])
+    (path,) = tmp_path.rglob("*.json")
+    return status, json.loads(path.read_text())
+
+
+def test_it_runs_and_records(tmp_path, capsys):
+    status, record = run(tmp_path, "--no-compiled", "--layers", "--batch", "2")
+    results = record["results"]
+    assert status == 0
+    assert [(row["precision"], row["variant"]) for row in results] == [
+        (precision, name) for precision in ("float32", "bfloat16") for name in EAGER
+    ]
+    floors = {row["precision"]: row for row in record["floors"]}
+    for row in results:
+        assert row["wrong"] is None and row["milliseconds"] > 0 and row["comparison"] == "eager"
+        assert (row["picture"], row["padded"], row["blocks"]) == ([100, 64], [128, 64], 1)
+        assert row["error_of_float64"] < (1e-5 if row["precision"] == "float32" else 0.1)
+        assert row["error"] < (1e-5 if row["precision"] == "float32" else 0.1)
+        pictures = 2e3 / row["milliseconds"]
+        assert row["pictures_per_second"] == pytest.approx(pictures)
+        assert row["megapixels_per_second"] == pytest.approx(pictures * 100 * 64 / 1e6)
+        assert row["peak_bytes"] > 2 * 128 * 64 * 8 * (4 if row["precision"] == "float32" else 2)
+        assert row["account_ms"]["convolutions"] > 0 and row["account_ms"]["attention"] > 0
+        assert row["share_of_floor"] == pytest.approx(row["floor_ms"] / row["milliseconds"])
+        assert row["floor_ms"] == floors[row["precision"]]["milliseconds"]
+        assert row["ratios"][PUBLISHED] > 0 and row["first_call_seconds"] > 0
+    macs = irnext.complexity.measure(irnext.IRNeXt(1, 8), (64, 128))
+    assert floors["float32"]["macs"] == 2 * (macs.macs + macs.tap_macs)
+    assert sum(row["macs"] for row in floors["float32"]["layers"]) == floors["float32"]["macs"]
+    printed = capsys.readouterr().out
+    assert "IRNeXt(1), 100 x 64, bfloat16 (padded to 128 x 64), 2 at once: where the time goes" in printed
+    assert "G multiply-accumulates" in printed and "The floor by layer" in printed
+    assert "vs compiled" not in printed  # nothing to show
+
+
+def test_compiled_networks_come_last_and_take_turns_with_the_others(tmp_path, compiled_nothing, capsys):
+    status, record = run(tmp_path, "--compile-ours", "--dtypes", "float32")
+    assert status == 0
+    rows = [(row["comparison"], row["variant"]) for row in record["results"]]
+    compared = [PUBLISHED, BASELINE, PLAIN_COMPILED, OPTIMIZED]
+    assert rows == [("eager", name) for name in EAGER] + [("compiled", name) for name in compared]
+    assert all(set(row["ratios"]) == set(compared) for row in record["results"][3:])
+    (published, options), (plain, _) = compiled_nothing
+    assert type(published) is PublishedIRNeXt and type(plain) is irnext.IRNeXt and not published.training
+    assert options == {"options": {"freezing": True}, "dynamic": False}
+    assert "vs compiled" in capsys.readouterr().out
+
+
+def test_figures_are_written_before_the_compiler_starts(tmp_path, monkeypatch):
+    """Where the whole benchmark is stopped while it compiles, nothing is lost."""
+
+    def stopped(network, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "compile", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "--dtypes", "float32", "--name", "other")
+    (path,) = tmp_path.rglob("other.json")
+    assert [row["variant"] for row in json.loads(path.read_text())["results"]] == EAGER
+
+
+def test_what_cannot_be_compiled_says_why_and_stops_nobody(tmp_path, monkeypatch, capsys):
+    def broken(network, **options):
+        def call(x):
+            raise RuntimeError("no compiler\nand more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    status, record = run(tmp_path, "--dtypes", "float32")
+    assert status == 0
+    failures = {row["variant"]: row["failure"] for row in record["results"] if row["failure"]}
+    assert failures == {BASELINE: "RuntimeError: no compiler"}
+    assert f"{BASELINE}: RuntimeError: no compiler" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("off", "small"), [(1e-3, True), (1e-3, False), (math.nan, True), (math.nan, False)])
+def test_a_wrong_model_gets_no_time(tmp_path, monkeypatch, off, small):
+    """Wrong at every size, or only at the one that is timed; a little, or not a number."""
+    right = networks.optimize
+
+    def wrong(plain, dtype):
+        made = right(plain, dtype=dtype)
+        return lambda x: [y + off if small or len(x) == 1 else y for y in made(x)]
+
+    monkeypatch.setattr(networks, "optimize", wrong)
+    status, record = run(tmp_path, "--no-compiled", "--dtypes", "float32")
+    assert status == 1
+    for row in record["results"]:
+        assert (row["milliseconds"] is None) == (row["variant"] == OPTIMIZED)
+    last = record["results"][-1]
+    assert "allowed 1.0e-05" in last["wrong"] and last["peak_bytes"] is last["account_ms"] is None
+    assert [bool(row["wrong"]) for row in record["accuracy"]] == [False, False, small]
+
+
+def test_a_case_without_memory_is_left_out(tmp_path, monkeypatch, capsys):
+    compare = model.compare
+
+    def short(case, *arguments):
+        if case.picture == (100, 64):
+            raise torch.OutOfMemoryError("too much")
+        return compare(case, *arguments)
+
+    monkeypatch.setattr(model, "compare", short)
+    status, record = run(tmp_path, "--no-compiled", "--dtypes", "float32", "--size", "100x64", "64x64")
+    assert status == 0 and {tuple(row["picture"]) for row in record["results"]} == {(64, 64)}
+    assert "IRNeXt(1), 100 x 64, float32 (padded to 128 x 64): not enough memory" in capsys.readouterr().out
+
+
+# ---- the networks and their accuracy ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_networks_share_weights_and_compute_in_their_precision(precision, compiled_nothing):
     x = torch.rand(1, 3, 64, 64)
-    expected = model.make_model(PublishedIRNeXt, SMALL).double()(x.double())
-    for dtype, allowed in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
-        for run in model.make_runs(SMALL, x, dtype).values():
-            found = run()
-            assert harness.relative_error(found, expected) < allowed
-            assert not any(y.requires_grad for y in found)
-    gains = [p for n, p in model.make_model(irnext.IRNeXt, SMALL).named_parameters() if n.endswith("_gain")]
+    expected = networks.make_model(PublishedIRNeXt, TINY).double()(x.double())
+    errors = {}
+    for name in (*EAGER, *COMPILED):
+        found = networks.make_network(name, TINY, precision, CPU).call(x)
+        errors[name] = harness.relative_error(found, expected)
+        assert not any(y.requires_grad for y in found)
+    eps = torch.finfo(PRECISIONS[precision]).eps
+    assert max(errors.values()) < 40 * eps
+    assert min(errors.values()) > eps / 4  # none computes in a wider type than it says
+    gains = [p for n, p in networks.make_model(irnext.IRNeXt, TINY).named_parameters() if n.endswith("_gain")]
     assert gains and all(gain.abs().max() > 0 for gain in gains)
 
 
-def test_the_floor_counts_every_convolution_once():
-    """One convolution 3 -> 8, by hand, and all of a network by its parts."""
-    x = torch.rand(2, 3, 64, 64)
-    conv = nn.Conv2d(3, 8, 3, padding=1)
-    assert model.convolution_numbers(conv, x) == x.numel() + 2 * 8 * 64 * 64 + 8 * 3 * 9
-    assert not conv._forward_hooks
-    floor = model.floors(SMALL, x, torch.bfloat16)
-    cost = irnext.complexity.measure(model.make_model(irnext.IRNeXt, SMALL), (64, 64))
-    assert floor["macs"] == 2 * cost.macs
-    assert floor["by_operations_ms"] == pytest.approx(floor["macs"] / 1e11 * 1e3)
-    assert floor["by_bytes_ms"] == pytest.approx(floor["bytes"] / 1e10 * 1e3)
-    assert floor["bytes"] % 2 == 0
-    assert floor["bytes"] * 2 == model.floors(SMALL, x, torch.float32)["bytes"]
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_the_optimized_network_is_exact(blocks):
+    """1e-5 of float64 in float32; in half precision twice the error of the published under autocast."""
+    found = accuracy.measure(networks.Settings(blocks, 16, "local"), ["float32", "bfloat16"], CPU)
+    assert [(one.precision, one.variant) for one in found] == [
+        (precision, name) for precision in ("float32", "bfloat16") for name in EAGER
+    ]
+    assert not any(one.wrong for one in found)
+    assert [one.allowed for one in found if one.precision == "float32"][1:] == [1e-5, 1e-5]
+    published, *ours = (one for one in found if one.precision == "bfloat16")
+    assert {one.allowed for one in ours} == {2 * published.error}
+    assert published.error > 1e-3
 
 
-def test_rates_are_counted_right(monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setattr(model, "_seconds", lambda run, on_gpu: (run(), 0.5)[1])
-    on = torch.device("cpu")
-    assert model.copy_bandwidth(on, 1000) == 4000
-    assert model.convolution_rate(torch.float32, on, [8, 16]) == 64 * 64 * 16 * 16 * 9 / 0.5
+def test_photographs_come_back_as_they_were():
+    pytest.importorskip("skimage")
+    pictures = accuracy.photographs()
+    assert list(pictures) == ["astronaut", "coffee"]
+    for picture in pictures.values():
+        assert picture.shape == (1, 3, 256, 256) and 0 <= picture.min() < 0.1 and 0.9 < picture.max() <= 1
+    found = accuracy.measure_photographs(TINY, ["float32", "bfloat16"], CPU)
+    assert {(one.precision, one.variant, one.photograph) for one in found} == {
+        ("bfloat16", name, photograph) for name in (PLAIN, OPTIMIZED) for photograph in pictures
+    }
+    assert all(40 < one.decibels < 100 for one in found)
+    assert accuracy.measure_photographs(TINY, ["float32"], CPU) == []
+    _, table = accuracy.tables(accuracy.measure(TINY, ["bfloat16"], CPU), found)
+    assert table.row_count == 4 and len(table.columns) == 2
+
+
+def test_nothing_is_asked_of_an_absent_package(monkeypatch):
+    monkeypatch.setattr(accuracy.importlib.util, "find_spec", lambda name: None)
+    assert accuracy.photographs() == {}
+
+
+# ---- options ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("text", "picture", "padded"),
     [
-        ("aten::mkldnn_convolution", "convolutions"),
-        ("mkldnn::_convolution_pointwise_", "convolutions"),
-        ("aten::slow_conv_transpose2d", "convolutions"),
-        ("irnext::local_attention", "attention"),
-        ("aten::im2col", "attention"),
-        ("aten::native_batch_norm", "attention"),
-        ("aten::avg_pool2d", "pyramids"),
-        ("aten::upsample_bilinear2d", "pyramids"),
-        ("aten::gelu_", "pyramids"),
-        ("aten::cat", "copies"),
-        ("aten::copy_", "copies"),
-        ("aten::empty", "other"),
+        ("256x256", (256, 256), (256, 256)),
+        ("720p", (1280, 720), (1280, 736)),
+        ("1280x720", (1280, 720), (1280, 736)),
+        ("4K", (3840, 2160), (3840, 2176)),
+        ("1x1", (1, 1), (64, 64)),
     ],
 )
-def test_operators_are_counted_where_they_belong(name, kind):
-    assert model.kind_of(name) == kind
+def test_sizes_are_widths_and_heights_padded_as_restore_pads(text, picture, padded):
+    assert model.parse_size(text) == picture
+    case = model.Case(1, picture, "float32")
+    assert case.padded == padded
+    assert ("padded" in str(case)) == (picture != padded)
+    seen = []
+
+    def watch(x: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(x.shape[:1:-1]))
+        return x
+
+    if picture[0] < 1000:
+        network = torch.nn.Module()
+        network.forward = watch
+        irnext.restore(network, torch.rand(3, picture[1], picture[0]))
+        assert seen == [padded]
 
 
-def test_the_account_is_of_one_call():
-    x, calls = torch.rand(1, 16, 64, 64), []
-
-    def run() -> torch.Tensor:
-        calls.append(1)
-        return torch.conv2d(x, torch.ones(16, 16, 3, 3))
-
-    found = {repeats: model.account(run, on_gpu=False, repeats=repeats) for repeats in (1, 20)}
-    assert len(calls) == (1 + 1) + (1 + 20)
-    for account in found.values():
-        assert list(account) == [*model.KINDS, model.OTHER]
-        assert account["convolutions"] > 0 and account["attention"] == account["pyramids"] == 0
-    assert found[20]["convolutions"] < 10 * found[1]["convolutions"]
+@pytest.mark.parametrize("text", ["256", "0x64", "x", "64x", "64X64", "2k"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ValueError, match="give WIDTHxHEIGHT in pixels, or one of 720p, 1080p, 4K, 8K"):
+        model.Options(size=(text,))
 
 
 def test_bad_options_say_what_would_be_right(capsys):
-    with pytest.raises(ValueError, match="multiple of 32"):
-        model.Options(sizes=((64, 70),))
     with pytest.raises(ValueError, match="at least 1"):
         model.Options(rounds=0)
+    with pytest.raises(ValueError, match="tf32 is of CUDA devices"):
+        model.Options(dtypes=("tf32",))
     with pytest.raises(SystemExit):
         model.main(["--dtypes", "float8"])
     assert "bfloat16" in capsys.readouterr().err
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no CUDA device"):
             model.Options(device="cuda")
+
+
+def test_cases_come_in_the_order_asked_for():
+    options = model.Options(blocks=(4, 14), size=("64x64", "96x64"), dtypes=("bfloat16", "float32"))
+    cases = model.make_cases(options)
+    assert len(cases) == len(set(cases)) == 8
+    assert cases[0] == model.Case(4, (64, 64), "bfloat16") and cases[-1] == model.Case(
+        14, (96, 64), "float32"
+    )
+
+
+@pytest.mark.parametrize(("milliseconds", "rest"), [(10.0, 8.0), (2.0, 0.5)])
+def test_what_no_kernel_takes_of_a_call_is_rest(monkeypatch, milliseconds, rest):
+    monkeypatch.setattr(model, "account", lambda *arguments: {"convolutions": 2.0, "rest": 0.5})
+    on_gpu, on_cpu = (model.account_of(None, milliseconds, gpu, True) for gpu in (True, False))
+    assert on_gpu == {"convolutions": 2.0, "rest": rest}
+    assert on_cpu == {"convolutions": 2.0, "rest": 0.5}

@@ -236,6 +236,19 @@ def test_memory_that_a_call_holds_is_counted_exactly():
     assert harness.allocated_peak(call) == 2 * 4000
     assert harness.allocated_peak(lambda: x.neg_()) == 0
     assert harness.allocated_peak(lambda: [x.neg(), x.neg(), x.neg()]) == 3 * 4000
+    calls = []
+    assert harness.allocated_peak(lambda: calls.append(x.neg()), warm=False) == 4000 and len(calls) == 1
+
+
+def test_single_calls_are_timed_as_they_are(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+
+    def run() -> None:
+        clock[0] += 2.0
+
+    sample = harness.call_timer(run)
+    assert clock == [0.0] and sample() == 2.0 and clock == [2.0]
 
 
 def test_memory_kept_for_the_backward_pass_is_counted_exactly():
@@ -279,8 +292,22 @@ def test_peak_memory_is_what_a_step_takes():
     assert ballast.sum() > 0
 
 
+def test_an_error_that_is_no_number_can_be_recorded():
+    x = torch.rand(3)
+    found = harness.check({"nan": Variant(int, lambda: [x * torch.nan])}, [x.double()], torch.float32)
+    assert found["nan"].error is None and "off by inf" in found["nan"].wrong
+
+
+def test_tables_have_no_empty_columns():
+    table = harness.table_of("title", [{"a": "1", "b": "", "c": ""}, {"a": "2", "b": "", "c": "3"}])
+    assert [column.header for column in table.columns] == ["a", "c"] and table.row_count == 2
+
+
 def test_results_are_written_whole_or_not_at_all(tmp_path):
     here = harness.machine()
+    harness.write_results("name", here, {}, [{"a": 2}], tmp_path, more=[3])
+    (path,) = tmp_path.rglob("*.json")
+    assert json.loads(path.read_text())["more"] == [3]
     path = harness.write_results("name", here, {}, [{"a": 1}], tmp_path)
     with pytest.raises(ValueError):
         harness.write_results("name", here, {}, [{"a": float("nan")}], tmp_path)
@@ -339,6 +366,27 @@ class FakeCuda:
 
     def reset_peak_memory_stats(self) -> None:
         self.peak = self.allocated
+
+
+def test_single_calls_on_a_device_begin_when_it_is_idle():
+    cuda, order = FakeCuda(), []
+    cuda.synchronize = lambda: order.append("wait")
+
+    def run() -> None:
+        order.append("run")
+        cuda.work(0.25)
+
+    assert device.call_timer(run, cuda)() == pytest.approx(0.25)
+    assert order == ["wait", "run", "wait"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tf32_is_what_was_asked_for_and_then_what_it_was(enabled):
+    libraries = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [library.allow_tf32 for library in libraries]
+    with device.tf32(enabled):
+        assert [library.allow_tf32 for library in libraries] == [enabled, enabled]
+    assert [library.allow_tf32 for library in libraries] == before
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(0.001, 20), (1e-9, 1000), (0.5, 1)])
@@ -404,7 +452,7 @@ def test_peak_memory_of_a_device_is_over_what_was_there():
         cuda.allocate(5)
         cuda.allocate(-25)
 
-    assert device.allocated_peak(run, cuda) == 30
+    assert device.allocated_peak(run, cuda) == device.allocated_peak(run, cuda, warm=False) == 30
 
 
 def test_kernels_are_told_from_copies_and_from_the_host():
@@ -664,17 +712,108 @@ def test_operators_run_under_pytest_benchmark():
     assert "32 passed" in found.stdout
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_step_benchmark(tmp_path, dtype):
-    options = f"--blocks 1 --width 8 --size 64 --rounds 1 --json --dtype {dtype}"
-    memory = [] if dtype == "float32" else ["--no-memory"]
-    assert training_step.main([*options.split(), "--results", str(tmp_path), *memory]) == 0
+def run_training(tmp_path, *more: str) -> tuple[int, list[dict]]:
+    options = f"--blocks 1 --width 8 --size 64 --rounds 1 --json --results {tmp_path}"
+    status = training_step.main([*options.split(), *more])
     (path,) = tmp_path.rglob("training_step.json")
-    results = json.loads(path.read_text())["results"]
-    assert [result["variant"] for result in results] == list(training_step.KINDS)
+    return status, json.loads(path.read_text())["results"]
+
+
+EAGER_STEPS = [training_step.PUBLISHED, training_step.OURS, training_step.REFERENCE]
+
+
+def test_training_step_benchmark(tmp_path, capsys):
+    status, results = run_training(tmp_path, "--batch", "3")
+    assert status == 0
+    assert [result["variant"] for result in results] == EAGER_STEPS
+    weights = sum(tensor.numel() for tensor in irnext.IRNeXt(1, 8).parameters())
+    buffers = sum(tensor.nbytes for tensor in irnext.IRNeXt(1, 8).buffers())
     for result in results:
         assert result["milliseconds"] > 0 and result["ratios"]["published, eager"] > 0
-        assert (result["peak_bytes"] or 0) > 2**20 or memory
+        assert result["error"] < 1e-4 and result["comparison"] == "eager"
+        assert result["weight_bytes"] == 4 * weights + buffers
+        assert result["gradient_bytes"] == 4 * weights
+        assert 8 * weights <= result["optimizer_bytes"] < 8 * weights + 10_000  # and the steps
+        # Gradients are made anew, and the activations of three crops are more than they.
+        assert result["peak_above_state_bytes"] > 4 * weights
+        assert result["peak_bytes"] > 2**20
+    assert results[0]["peak_above_state_of_published"] == results[0]["peak_of_published"] == 1
+    assert results[1]["peak_above_state_of_published"] < 0.9
+    printed = capsys.readouterr().out
+    assert "IRNeXt(1), 3 x 64 x 64, float32" in printed and "vs compiled" not in printed
+
+
+def test_training_step_benchmark_of_all_kinds(tmp_path, monkeypatch):
+    """In half precision, deterministic and compiled; the compiler itself would take minutes."""
+    given = []
+
+    def compile_nothing(network, **options):
+        given.append((network, options))
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    more = ["--dtype", "bfloat16", "--deterministic", "--compiled", "--no-memory", "--no-reference"]
+    status, results = run_training(tmp_path, *more)
+    assert status == 0
+    names = [
+        *(training_step.PUBLISHED, training_step.OURS, training_step.DETERMINISTIC),
+        *(training_step.PUBLISHED, training_step.COMPILED, training_step.OURS),
+    ]
+    assert [result["variant"] for result in results] == names
+    assert [result["comparison"] for result in results] == ["eager"] * 3 + ["compiled"] * 3
+    assert all(result["ratios"][training_step.COMPILED] > 0 for result in results[3:])
+    assert all(result.get("peak_bytes") is None for result in results)
+    ((network, options),) = given
+    assert type(network) is PublishedIRNeXt and network.training and options == {"dynamic": False}
+
+
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_wrong_training_step_gets_no_time(tmp_path, monkeypatch, wrong):
+    forward = irnext.DualDomainLoss.forward if wrong == "loss" else irnext.IRNeXt.forward
+
+    def off(self, *arguments):
+        found = forward(self, *arguments)
+        return found * 1.001 if wrong == "loss" else [y + (y - y.detach()) for y in found]
+
+    monkeypatch.setattr(irnext.DualDomainLoss if wrong == "loss" else irnext.IRNeXt, "forward", off)
+    status, results = run_training(tmp_path, "--no-memory")
+    assert status == 1
+    for result in results:
+        ours = result["variant"] != training_step.PUBLISHED
+        assert (result["milliseconds"] is None) == ours == bool(result["wrong"])
+
+
+def test_a_training_step_that_cannot_run_says_why_and_stops_nobody(tmp_path, monkeypatch, capsys):
+    refusal = "aten::some does not have a deterministic implementation\nmore"
+
+    def refused(self):
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(refusal)
+        return forward(self)
+
+    def broken(network, **options):
+        def call(x):
+            raise RuntimeError("no compiler")
+
+        return call
+
+    forward = training_step.Trainer.forward
+    monkeypatch.setattr(training_step.Trainer, "forward", refused)
+    monkeypatch.setattr(torch, "compile", broken)
+    more = ["--deterministic", "--compiled", "--no-memory", "--no-reference"]
+    status, results = run_training(tmp_path, *more)
+    assert status == 0 and not torch.are_deterministic_algorithms_enabled()
+    failures = {result["variant"]: result["failure"] for result in results if result["failure"]}
+    assert failures == {
+        training_step.DETERMINISTIC: "RuntimeError: " + refusal.splitlines()[0],
+        training_step.COMPILED: "RuntimeError: no compiler",
+    }
+    assert sum(result["milliseconds"] is not None for result in results) == len(results) - 2
+
+
+def test_a_loss_that_is_no_number_has_no_time():
+    with pytest.raises(harness.CannotTime, match="the loss is not finite"):
+        training_step.warm_timer(False)(lambda: torch.tensor(torch.nan))
 
 
 def test_bad_options_say_what_would_be_right(tmp_path, capsys):
@@ -684,6 +823,8 @@ def test_bad_options_say_what_would_be_right(tmp_path, capsys):
     assert "bfloat16" in capsys.readouterr().err
     with pytest.raises(ValueError, match="batch at least 2"):
         training_step.Options(batch=1)
+    with pytest.raises(ValueError, match="size is 70: it must be a multiple of 32, at least 64"):
+        training_step.Options(size=70)
     with pytest.raises(ValueError, match="at least 1"):
         lam.Options(rounds=0)
     with pytest.raises(ValueError, match="at least 1"):
@@ -691,7 +832,7 @@ def test_bad_options_say_what_would_be_right(tmp_path, capsys):
     with pytest.raises(ValueError, match="unknown backend 'fastest'"):
         lam.Options(backends=("fastest",))
     if not torch.cuda.is_available():
-        for options in (lam.Options, overhead.Options):
+        for options in (lam.Options, overhead.Options, training_step.Options):
             with pytest.raises(ValueError, match="PyTorch sees no CUDA device"):
                 options(device="cuda")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import irnext
-from benchmarks import gpu
+from benchmarks import gpu, lam
 from benchmarks.gpu import Outcome, Step
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +88,43 @@ def test_the_steps_on_a_device(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: "/opt/compute-sanitizer")
     steps = {step.name: step for step in gpu.device_steps(tmp_path)}
     assert steps["racecheck"].command[:3] == ["/opt/compute-sanitizer", "--tool", "racecheck"]
-    assert "'device': 'cuda'" in " ".join(map(str, steps["benchmark"].command))
+    *before, model, training, model_compiled, training_compiled = steps
+    assert before[-1] == "benchmark (lam)"
+    assert (model, training) == ("benchmark (model)", "benchmark (training_step)")
+    assert (model_compiled, training_compiled) == ("compiled (model)", "compiled (training_step)")
+    for name in steps:
+        if "(lam)" in name or "(model)" in name or "(training_step)" in name:
+            assert "'device': 'cuda'" in " ".join(map(str, steps[name].command))
+        assert steps[name].may_be_cut == (name in (model, training, model_compiled, training_compiled))
+
+
+def test_what_is_measured_is_measured(monkeypatch):
+    """The options are those of the benchmarks, and no two write the same file."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(lam, "use_backend", lambda name: None)
+    files = []
+    for options in (gpu.MEASURED, gpu.COMPILED, gpu.TINY):
+        for module, given in options.items():
+            made = importlib.import_module(f"benchmarks.{module}").Options(**given)
+            if options is not gpu.TINY:
+                files.append(getattr(made, "name", module))
+    assert sorted(files) == ["lam", "model", "model-compiled", "training_step", "training_step-compiled"]
+
+
+def test_benchmarks_need_no_command_line_package():
+    """Nor a package of photographs, where there is none: a machine with a GPU has what it has."""
+    code = (
+        "import sys; sys.modules.update(tyro=None, skimage=None)\n"
+        "from benchmarks import lam, model, training_step, accuracy\n"
+        "assert callable(model.run) and callable(training_step.run)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_step_that_may_be_cut_is_no_failure(tmp_path):
+    code = "print('half', flush=True); import time; time.sleep(9)"
+    found = gpu.run_step(Step("long", python(code), 1.5, may_be_cut=True), 60, tmp_path)
+    assert (found.status, found.detail) == ("cut", "at its limit of 2 s; half")
 
 
 def test_every_gpu_test_is_in_one_shard():
@@ -113,7 +150,9 @@ def test_what_has_no_gpu_is_told(monkeypatch, capfd):
     assert "PyTorch sees no CUDA device; 'make gpu-dry' rehearses" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("status", "code"), [("passed", 0), ("skipped", 0), ("failed", 1), ("stopped", 1)])
+@pytest.mark.parametrize(
+    ("status", "code"), [("passed", 0), ("skipped", 0), ("cut", 0), ("failed", 1), ("stopped", 1)]
+)
 def test_the_record_and_the_exit_code(tmp_path, monkeypatch, capfd, status, code):
     outcomes = [Outcome("build", "passed", 1.25, "fine"), Outcome("tests", status, 2.5, "3 of 4")]
     monkeypatch.setattr(gpu, "run_steps", lambda *arguments: outcomes)
