@@ -129,6 +129,16 @@ def update_by_lerp(
     running_var.lerp_(var * (count / (count - 1)), momentum)
 
 
+def concatenated(pools: Sequence[Tensor]) -> Tensor:
+    """All pools as one tensor, to be differentiated together."""
+    return torch.cat([pool.flatten() for pool in pools])
+
+
+def upsampled_sum(x: Tensor, branch: Tensor) -> Tensor:
+    """`merge_pyramid` of one branch in PyTorch's operators."""
+    return F.gelu(x + F.interpolate(branch, x.shape[2:], mode="bilinear", align_corners=True))
+
+
 def make_forms(shape: lam.Shape, dtype: torch.dtype, device_type: str) -> dict[str, dict[str, Form]]:
     """Every operator that has kernels, ours and PyTorch's, on the same inputs; all gradients are wanted."""
     torch.manual_seed(0)
@@ -138,6 +148,7 @@ def make_forms(shape: lam.Shape, dtype: torch.dtype, device_type: str) -> dict[s
         for size in (shape, (n, c, 3, 3), (n, c))
     )
     attention = lam.make_module(c, "global").float()
+    rates, branch = (2, 1), x.detach()[..., ::2, ::2].contiguous().requires_grad_()
     return {
         "spatial_mean": {
             THEIRS: Form(lambda: x.mean((2, 3)), (x,)),
@@ -158,6 +169,14 @@ def make_forms(shape: lam.Shape, dtype: torch.dtype, device_type: str) -> dict[s
         "update_statistics": {
             THEIRS: make_statistics(update_by_lerp, x),
             OURS: make_statistics(ops.update_statistics, x),
+        },
+        "pool_pyramid": {
+            THEIRS: Form(lambda: concatenated([F.avg_pool2d(x, rate) for rate in rates]), (x,)),
+            OURS: Form(lambda: concatenated(ops.pool_pyramid(x, rates)), (x,)),
+        },
+        "merge_pyramid": {
+            THEIRS: Form(lambda: upsampled_sum(x, branch), (x, branch)),
+            OURS: Form(lambda: ops.merge_pyramid(x, [branch]), (x, branch)),
         },
     }
 

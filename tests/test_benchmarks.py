@@ -687,7 +687,7 @@ def test_overhead_benchmark(tmp_path, capsys):
     (path,) = tmp_path.rglob("overhead.json")
     results = json.loads(path.read_text())["results"]
     assert {row["operator"] for row in results} == {*irnext.ops.dispatch.COMPILED_OPS}
-    assert len(results) == 4 * 3 + 1  # statistics have no gradient
+    assert len(results) == 6 * 3 + 1  # statistics have no gradient
     for row in results:
         assert row["beyond_us"] == pytest.approx(row["irnext_us"] - row["pytorch_us"])
     assert "beyond" in capsys.readouterr().out
