@@ -6,6 +6,7 @@ each distinct kernel variant that they would launch, and reads the assembler's l
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import subprocess
@@ -18,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .convolution import conv2d_bias_act, conv2d_bias_act_pair
 from .launch import FUSE, Launch, recording
 from .ops import OPERATORS
 
@@ -71,6 +73,45 @@ def _attention_cases(x: torch.Tensor) -> Iterator[tuple[str, Callable]]:
         )
 
 
+def _pyramid_cases(x: torch.Tensor) -> Iterator[tuple[str, Callable]]:
+    """The pyramids and their gradients, with the rates and branches of published models."""
+    _, _, h, w = x.shape
+    for rates in ((8, 4, 2), (2,), (3,)):
+        name = f"rates {rates}"
+        pools = [torch.empty_like(x[..., : h // r, : w // r]) for r in rates]
+        yield name, lambda r=rates: OPERATORS["pool_pyramid"](x, r)
+        yield name, lambda p=pools, r=rates: OPERATORS["pool_pyramid_backward"](p, r, (h, w))
+    for rates, activation in (((8, 4, 2), "gelu"), ((2,), None)):
+        name = f"branches {rates} {activation}"
+        branches = [torch.empty_like(x[..., : h // r, : w // r]) for r in rates]
+        yield name, lambda b=branches, a=activation: OPERATORS["merge_pyramid"](x, b, a)
+        yield name, lambda b=branches, a=activation: OPERATORS["merge_pyramid_backward"](x, x, b, a)
+
+
+def _convolution_cases() -> Iterator[tuple[str, Callable]]:
+    """conv2d_bias_act as the published model calls it: three widths, every end, one input or two."""
+    for dtype, c in itertools.product((torch.float32, torch.bfloat16, torch.float16), (32, 64, 128)):
+
+        def plane(channels: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            x = torch.empty(SHAPE[0], channels, *SHAPE[2:], dtype=dtype, device="meta")
+            return x.to(memory_format=torch.channels_last)
+
+        x, half, picture = plane(c), plane(c // 2), plane(3)
+        bias, weight = x.new_empty(c), {size: x.new_empty(c, c, size, size) for size in (1, 3)}
+        to_picture, from_picture = x.new_empty(3, c, 3, 3), x.new_empty(c, 3, 3, 3)
+        calls = {
+            f"{c} to {c} 3x3": (conv2d_bias_act, x, weight[3], bias, "gelu", None, True),
+            f"{c} to {c} 3x3 + residual": (conv2d_bias_act, x, weight[3], bias, None, x),
+            f"{c} to {c} 1x1": (conv2d_bias_act, x, weight[1], bias, "gelu", None, True),
+            f"pair to {c} 3x3": (conv2d_bias_act_pair, half, half, weight[3], bias),
+            f"pair to {c} 1x1": (conv2d_bias_act_pair, half, half, weight[1], bias, "gelu", None, True),
+            f"{c} to 3": (conv2d_bias_act, x, to_picture, bias[:3], None, picture),
+            f"3 to {c}": (conv2d_bias_act, picture, from_picture, bias, "gelu", None, True),
+        }
+        for name, call in calls.items():
+            yield f"{str(dtype).removeprefix('torch.')} {name}", functools.partial(*call)
+
+
 def _cases() -> Iterator[tuple[str, Callable]]:
     """Calls that together launch every kernel in every variant in use, each with what it is."""
     for (layout, memory_format), dtype in itertools.product(
@@ -79,8 +120,9 @@ def _cases() -> Iterator[tuple[str, Callable]]:
         x = torch.empty(SHAPE, dtype=dtype, device="meta").to(memory_format=memory_format)
         description = f"{layout} {str(dtype).removeprefix('torch.')}"
         yield description, lambda x=x: OPERATORS["spatial_mean"](x)
-        for name, call in (*_filter_cases(x), *_attention_cases(x)):
+        for name, call in (*_filter_cases(x), *_attention_cases(x), *_pyramid_cases(x)):
             yield f"{description} {name}", call
+    yield from _convolution_cases()
     statistics = torch.empty(72, device="meta")
     batches = torch.empty((), dtype=torch.int64, device="meta")
     for momentum in (0.1, None):
@@ -107,8 +149,13 @@ def launches() -> dict[tuple, tuple[str, Launch]]:
     return found
 
 
-def _specialisation(argument) -> tuple[str, int | None]:
-    """An argument's type, and 1 or 16 where the launcher would compile for that value or its multiples."""
+def _specialisation(argument) -> tuple:
+    """An argument's type, and 1 or 16 where the launcher would compile for that value or its multiples.
+
+    Of a tuple, the types and the numbers of its elements.
+    """
+    if isinstance(argument, tuple):
+        return tuple(zip(*map(_specialisation, argument), strict=True)) or ((), ())
     if isinstance(argument, torch.Tensor):
         return POINTERS[argument.dtype], 16
     if argument == 1:
@@ -117,17 +164,27 @@ def _specialisation(argument) -> tuple[str, int | None]:
     return kind, 16 if argument % 16 == 0 else None
 
 
+def _leaves(types, numbers, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], str, int | None]]:
+    """The elements of nested tuples of types and numbers, each with its place."""
+    if not isinstance(types, tuple):
+        yield path, types, numbers
+        return
+    for i, pair in enumerate(zip(types, numbers, strict=True)):
+        yield from _leaves(*pair, (*path, i))
+
+
 def compile_launch(launch: Launch, capability: tuple[int, int]):
     """The compiled kernel of a launch for a compute capability; no GPU is needed."""
     names = launch.kernel.arg_names
     signature, constants, attributes = {}, dict(launch.constants), {}
     for i, argument in enumerate(launch.arguments):
-        kind, special = _specialisation(argument)
-        signature[names[i]] = kind
-        if kind == "constexpr":
-            constants[names[i]] = special
-        elif special:
-            attributes[(i,)] = [["tt.divisibility", special]]
+        types, numbers = _specialisation(argument)
+        signature[names[i]] = types
+        for path, kind, special in _leaves(types, numbers, (i,)):
+            if kind == "constexpr":
+                constants[path] = special
+            elif special:
+                attributes[path] = [["tt.divisibility", special]]
     signature |= {name: "constexpr" for name in launch.constants}
     ordered = {name: signature[name] for name in names}
     source = ASTSource(fn=launch.kernel, signature=ordered, constexprs=constants, attrs=attributes)
@@ -150,6 +207,8 @@ WIDTHS = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
 GROUPS = {
     "LDG": "global load", "STG": "global store", "LDL": "local load", "STL": "local store",
     "LDS": "shared load", "STS": "shared store", "BAR": "barrier", "SHFL": "shuffle",
+    "LDGSTS": "global to shared", "HMMA": "matrix product", "HGMMA": "matrix product",
+    "UTCHMMA": "matrix product",
     "FFMA": "fma", "FFMA2": "fma", "DFMA": "fma", "HFMA2": "fma",
 }  # fmt: skip
 
@@ -163,7 +222,7 @@ def instruction_mix(assembly: str) -> dict[str, int]:
         if base not in GROUPS:
             continue
         width = next((WIDTHS[m] for m in modifiers if m in WIDTHS), 32)
-        memory = base in ("LDG", "STG", "LDS", "STS", "LDL", "STL")
+        memory = base in ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LDGSTS")
         mix[f"{GROUPS[base]} {width}" if memory else GROUPS[base]] += 1
     return dict(sorted(mix.items()))
 

@@ -1,4 +1,7 @@
-"""One place where every kernel is launched: on the device of its tensors, or into a list."""
+"""One place where every kernel is launched: on the device of its tensors, or into a list.
+
+With it what all launches are made of: types of sums and offsets, tiles, and how many there are.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import triton.language as tl
+
+from .configuration import Config
 
 LARGEST_INT32 = 2**31 - 1
 FUSE = True  # multiply and add in one instruction; said aloud, as Triton's default changes
@@ -58,3 +64,41 @@ def needs_int64(*tensors: torch.Tensor) -> bool:
         > LARGEST_INT32
         for t in tensors
     )
+
+
+def wide_dtype(x: torch.Tensor) -> torch.dtype:
+    """The type sums over x are taken in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def number_types(*tensors: torch.Tensor, large: bool = False) -> dict:
+    """The type of sums and of offsets for kernels that read and write `tensors`, the first being x.
+
+    `large` says that other integers of the kernel need 64 bits.
+    """
+    return {
+        "ACC": tl.float64 if tensors[0].dtype == torch.float64 else tl.float32,
+        "INDEX": tl.int64 if large or needs_int64(*tensors) else tl.int32,
+    }
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def tile_of(config: Config) -> dict:
+    """The arguments of a launch whose programs have one tile of `config` each."""
+    return {
+        "B_H": config.rows,
+        "B_W": config.columns,
+        "B_C": config.channels,
+        "warps": config.warps,
+        "stages": config.stages,
+    }
+
+
+def count_tiles(x: torch.Tensor, config: Config) -> tuple[int, int]:
+    """How many tiles a plane has, and how many planes (or tiles of channels) there are."""
+    n, c, h, w = x.shape
+    return cdiv(h, config.rows) * cdiv(w, config.columns), n * cdiv(c, config.channels)

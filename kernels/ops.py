@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from .box import box_pass
@@ -16,54 +15,23 @@ from .configuration import Config, choose, layout_of, power_of_two
 from .filter import NO_BIAS, PIXEL_BIAS, PLANE_BIAS, SCALED_BIAS, filter_planes
 from .filter_backward import filter_sums, filter_transposed
 from .indexing import PADDINGS
-from .launch import launch, needs_int64
+from .launch import cdiv, count_tiles, launch, number_types, tile_of, wide_dtype
 from .plane_sums import plane_sums, sum_groups, sum_splits
 from .predict import ACTIVATIONS, predict_filter
 from .predict_backward import predict_filter_backward, projection_backward
+from .pyramid import merge_pyramid, merge_pyramid_backward, pool_pyramid, pool_pyramid_backward
 from .statistics import update_running_statistics
 
 MOST_TAPS = 32  # sums that one program keeps in registers
 PREDICT_ELEMENTS = 2048  # numbers in the largest tile of the small kernels; backward, twice as many
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _types(*tensors: Tensor) -> dict:
-    """The type of sums and of offsets for kernels that read and write `tensors`, the first being x."""
-    return {
-        "ACC": tl.float64 if tensors[0].dtype == torch.float64 else tl.float32,
-        "INDEX": tl.int64 if needs_int64(*tensors) else tl.int32,
-    }
-
-
-def _tile(config: Config) -> dict:
-    return {
-        "B_H": config.rows,
-        "B_W": config.columns,
-        "B_C": config.channels,
-        "warps": config.warps,
-        "stages": config.stages,
-    }
-
-
-def _cdiv(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _tiles(x: Tensor, config: Config) -> tuple[int, int]:
-    """How many tiles a plane has, and how many planes (or tiles of channels) there are."""
-    n, c, h, w = x.shape
-    return _cdiv(h, config.rows) * _cdiv(w, config.columns), n * _cdiv(c, config.channels)
-
-
 def _splits(x: Tensor, config: Config) -> tuple[int, int]:
     """Tiles per split and splits per plane for about `config.programs` programs."""
-    tiles, planes = _tiles(x, config)
+    tiles, planes = count_tiles(x, config)
     wanted = min(max(config.programs // max(planes, 1), 1), max(tiles, 1))
-    per_split = max(_cdiv(tiles, wanted), 1)
-    return per_split, max(_cdiv(tiles, per_split), 1)
+    per_split = max(cdiv(tiles, wanted), 1)
+    return per_split, max(cdiv(tiles, per_split), 1)
 
 
 # ---- means ---------------------------------------------------------------------------------------
@@ -73,12 +41,12 @@ def _partial_sums(x: Tensor) -> Tensor:
     """Sums of x over parts of its planes: (splits, N, C), for x that is not empty."""
     config = choose("spatial_mean", x)
     per_split, splits = _splits(x, config)
-    partial = x.new_empty((splits, *x.shape[:2]), dtype=_wide(x))
+    partial = x.new_empty((splits, *x.shape[:2]), dtype=wide_dtype(x))
     launch(
         plane_sums,
-        splits * _tiles(x, config)[1],
+        splits * count_tiles(x, config)[1],
         x, partial, *x.shape, per_split, splits, *x.stride(),
-        **_types(x, partial), **_tile(config),
+        **number_types(x, partial), **tile_of(config),
     )  # fmt: skip
     return partial
 
@@ -87,9 +55,9 @@ def _sum_splits(partial: Tensor, column: int, divisor: int) -> Tensor:
     """The sum of partial (splits, N, C, columns) over its splits, of one column, / divisor: (N, C)."""
     splits, n, c, columns = partial.shape
     total = partial.new_empty(n, c)
-    types = _types(partial)
+    types = number_types(partial)
     launch(
-        sum_splits, _cdiv(n * c, 128), partial, total, n * c, splits, columns, column, divisor, B=128, **types
+        sum_splits, cdiv(n * c, 128), partial, total, n * c, splits, columns, column, divisor, B=128, **types
     )
     return total
 
@@ -97,7 +65,7 @@ def _sum_splits(partial: Tensor, column: int, divisor: int) -> Tensor:
 def spatial_mean(x: Tensor) -> Tensor:
     """The mean of every plane of x (N, C, H, W): (N, C) in float32, or float64 for float64."""
     if not x.numel():
-        return x.new_full(x.shape[:2], float("nan"), dtype=_wide(x))
+        return x.new_full(x.shape[:2], float("nan"), dtype=wide_dtype(x))
     return _sum_splits(_partial_sums(x)[..., None], 0, x.shape[2] * x.shape[3])
 
 
@@ -113,10 +81,10 @@ def _box_pass(x: Tensor, y: Tensor, dim: int, window: int, adjoint: bool) -> Non
     across = min(max(2048 // length, 1) if axis else 32, power_of_two(size[2]))
     launch(
         box_pass,
-        size[0] * size[1] * _cdiv(size[2], across) * _cdiv(size[3], length),
+        size[0] * size[1] * cdiv(size[2], across) * cdiv(size[3], length),
         x, y, *size[1:], window,
         *(x.stride(d) for d in order), *(y.stride(d) for d in order),
-        AXIS=axis, ADJOINT=adjoint, B_L=length, B_V=across, B_M=length, warps=8, **_types(x, y),
+        AXIS=axis, ADJOINT=adjoint, B_L=length, B_V=across, B_M=length, warps=8, **number_types(x, y),
     )  # fmt: skip
 
 
@@ -128,7 +96,7 @@ def _box(x: Tensor, window: Sequence[int], adjoint: bool) -> Tensor:
         return y.copy_(x)
     if adjoint:
         passes.reverse()
-    between = torch.empty_like(x, dtype=_wide(x)) if len(passes) == 2 else y
+    between = torch.empty_like(x, dtype=wide_dtype(x)) if len(passes) == 2 else y
     for source, target, dim in zip((x, between), (between, y)[-len(passes) :], passes, strict=False):
         _box_pass(source, target, dim, sizes[dim], adjoint)
     return y
@@ -176,7 +144,7 @@ def _filter(
         return y
     groups, kh, kw = kernel.shape[1:]
     config = choose("filter", x, kh * kw)
-    tiles, planes = _tiles(x, config)
+    tiles, planes = count_tiles(x, config)
     kind, bias, scale, bias_strides = _bias(bias, scale, x)
     launch(
         filter_planes,
@@ -184,7 +152,7 @@ def _filter(
         x, kernel.contiguous(), bias, scale, y, *x.shape[1:], groups, dilation,
         *x.stride(), *bias_strides, *y.stride(),
         KH=kh, KW=kw, PADDING=PADDINGS[padding_mode], BIAS=kind,
-        **_types(x, y, bias), **_tile(config),
+        **number_types(x, y, bias), **tile_of(config),
     )  # fmt: skip
     return y
 
@@ -207,15 +175,15 @@ def _filter_sums(
     """(splits, N, C, taps + 1): sums of grad x at taps from `first` on; last of grad, or of x v."""
     config = choose("filter_sums", x, taps)
     per_split, splits = _splits(x, config)
-    partial = x.new_empty((splits, *x.shape[:2], taps + 1), dtype=_wide(x))
+    partial = x.new_empty((splits, *x.shape[:2], taps + 1), dtype=wide_dtype(x))
     other = grad if v is None else v
     launch(
         filter_sums,
-        splits * _tiles(x, config)[1],
+        splits * count_tiles(x, config)[1],
         grad, x, other, partial, *x.shape, dilation, per_split, splits,
         *grad.stride(), *x.stride(), *other.stride(),
         KH=size[0], KW=size[1], FIRST=first, TAPS=taps, WITH_V=v is not None, PADDING=PADDINGS[mode],
-        **_types(x, grad, other, partial), **_tile(config),
+        **number_types(x, grad, other, partial), **tile_of(config),
     )  # fmt: skip
     return partial
 
@@ -227,7 +195,7 @@ def _kernel_gradient(
     n, c = x.shape[:2]
     groups, kh, kw = kernel.shape[1:]
     dkernel = torch.empty_like(kernel, memory_format=torch.contiguous_format)
-    wide = dkernel if dkernel.dtype == _wide(x) else torch.empty_like(dkernel, dtype=_wide(x))
+    wide = dkernel if dkernel.dtype == wide_dtype(x) else torch.empty_like(dkernel, dtype=wide_dtype(x))
     partials = []
     for first in range(0, kh * kw, MOST_TAPS):
         taps = min(MOST_TAPS, kh * kw - first)
@@ -237,7 +205,7 @@ def _kernel_gradient(
             sum_groups,
             n * groups,
             partial, wide, n, c, groups, len(partial), taps + 1, first,
-            TAPS=taps, ALL_TAPS=kh * kw, B_K=32, B_T=power_of_two(taps), **_types(partial),
+            TAPS=taps, ALL_TAPS=kh * kw, B_K=32, B_T=power_of_two(taps), **number_types(partial),
         )  # fmt: skip
     return dkernel if wide is dkernel else dkernel.copy_(wide), partials[0]
 
@@ -255,7 +223,7 @@ def _filter_transposed(
     """dx, the filter's adjoint for grad + plane (N, C) + scale (N, C) * bias."""
     groups, kh, kw = kernel.shape[1:]
     config = choose("filter_transposed", dx, kh * kw)
-    tiles, planes = _tiles(dx, config)
+    tiles, planes = count_tiles(dx, config)
     kind, bias, scale, bias_strides = _bias(bias, scale, grad)
     launch(
         filter_transposed,
@@ -263,7 +231,7 @@ def _filter_transposed(
         grad, kernel.contiguous(), bias, scale, grad if plane is None else plane, dx,
         *dx.shape[1:], groups, dilation, *grad.stride(), *bias_strides, *dx.stride(),
         KH=kh, KW=kw, PADDING=PADDINGS[padding_mode], BIAS=kind, PLANE=plane is not None,
-        **_types(grad, dx, bias), **_tile(config),
+        **number_types(grad, dx, bias), **tile_of(config),
     )  # fmt: skip
     return dx
 
@@ -285,10 +253,10 @@ def dynamic_conv2d_backward(
     _check_filter(x, kernel, dilation, padding_mode)
     dx = torch.empty_like(x) if need_x else x.new_empty(0)
     dkernel = kernel.new_empty(0)
-    total = x.new_empty(0, dtype=_wide(x))
+    total = x.new_empty(0, dtype=wide_dtype(x))
     if not x.numel():
         dkernel = kernel.new_zeros(kernel.shape) if need_kernel else dkernel
-        total = x.new_zeros(x.shape[:2], dtype=_wide(x)) if need_sum else total
+        total = x.new_zeros(x.shape[:2], dtype=wide_dtype(x)) if need_sum else total
         return dx, dkernel, total
     if need_x:
         _filter_transposed(grad, dx, kernel, None, None, None, dilation, padding_mode)
@@ -337,7 +305,7 @@ def local_attention(
     """See `irnext.ops.local_attention`: y, the plane means, the batch's logit means and variances."""
     taps, groups = _check_attention(x, weight, kernel_size)
     n, c, h, w = x.shape
-    mean = x.new_empty(n, c, dtype=_wide(x))
+    mean = x.new_empty(n, c, dtype=wide_dtype(x))
     kernel = mean.new_empty(n, c, *kernel_size)
     _check_filter(x, kernel, 1, "reflect")
     logit_mean, logit_var = (mean.new_empty(weight.shape[0] if training else 0) for _ in range(2))
@@ -350,13 +318,13 @@ def local_attention(
     b_n = _block(n, min(16, PREDICT_ELEMENTS // b_t))
     launch(
         predict_filter,
-        groups if training else groups * _cdiv(n, b_n),
+        groups if training else groups * cdiv(n, b_n),
         partial, weight.contiguous(), norm_weight.contiguous(), norm_bias.contiguous(),
         mu.contiguous(), var.contiguous(), low.contiguous(), inner.contiguous(), high.contiguous(),
         mean, kernel, bias, mean.new_empty(n, weight.shape[0]) if training else mean,
         n, c, groups, len(partial), h * w,
         EPS=eps, ACTIVATION=ACTIVATIONS[activation], CENTRE=taps // 2, TAPS=taps,
-        TRAINING=training, LOCAL=window is not None, ACC=_types(x)["ACC"],
+        TRAINING=training, LOCAL=window is not None, ACC=number_types(x)["ACC"],
         B_N=b_n, B_T=b_t, B_K=_block(c, max(PREDICT_ELEMENTS // (b_n * b_t), 1)),
     )  # fmt: skip
     if window is None:
@@ -411,16 +379,16 @@ def local_attention_backward(
         dnorm_weight, dnorm_bias, dlow, dinner, dhigh,
         n, c, groups, len(sums),
         EPS=eps, ACTIVATION=ACTIVATIONS[activation], CENTRE=taps // 2, TAPS=taps,
-        TRAINING=training, LOCAL=window is not None, ACC=_types(x)["ACC"],
+        TRAINING=training, LOCAL=window is not None, ACC=number_types(x)["ACC"],
         B_N=b_n, B_G=b_g, B_T=b_t, B_K=_block(c, max(2 * PREDICT_ELEMENTS // (b_n * b_t), 1)),
         warps=min(max(b_n * b_g * b_t // 512, 4), 16),
     )  # fmt: skip
     block = 16
     launch(
         projection_backward,
-        (_cdiv(logits, block) + _cdiv(n, block)) * _cdiv(c, block),
+        (cdiv(logits, block) + cdiv(n, block)) * cdiv(c, block),
         dz, mean, weight, plane, dweight, n, c, logits, h * w,
-        ACC=_types(x)["ACC"], B_I=block, B_J=block, B_K=16,
+        ACC=number_types(x)["ACC"], B_I=block, B_J=block, B_K=16,
     )  # fmt: skip
     _filter_transposed(grad, dx, kernel, plane, spread, None if spread is None else scale, 1, "reflect")
     return dx, dweight, dnorm_weight, dnorm_bias, dlow, dinner, dhigh
@@ -455,7 +423,7 @@ def update_statistics(
         update_running_statistics,
         1,
         *dense, batches, mean.contiguous(), var.contiguous(), mean.numel(), count,
-        MOMENTUM=momentum, ACC=_types(mean)["ACC"], B=_block(mean.numel(), 1024),
+        MOMENTUM=momentum, ACC=number_types(mean)["ACC"], B=_block(mean.numel(), 1024),
     )  # fmt: skip
     for running, updated in zip((running_mean, running_var), dense, strict=True):
         if updated is not running:
@@ -471,4 +439,8 @@ OPERATORS: dict[str, Callable] = {
     "local_attention": local_attention,
     "local_attention_backward": local_attention_backward,
     "update_statistics": update_statistics,
+    "pool_pyramid": pool_pyramid,
+    "pool_pyramid_backward": pool_pyramid_backward,
+    "merge_pyramid": merge_pyramid,
+    "merge_pyramid_backward": merge_pyramid_backward,
 }

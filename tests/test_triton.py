@@ -15,13 +15,16 @@ import irnext
 from irnext import kernels
 
 TRITON = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+KERNEL_TESTS = ("kernels", "pyramids", "convolution")
 CAPABILITIES = [(8, 0), (9, 0), (10, 0)]
 # One variant of every kernel that reads planes, in each layout; the small kernels once.
 REPRESENTATIVES = (
     r"^(filter_planes|filter_sums|filter_transposed|plane_sums) rows float32( 3x3 reflect)?$|"
     r"^(filter_planes|filter_sums|filter_transposed) channels bfloat16 3x3 reflect$|"
     r"^(predict_filter|predict_filter_backward|projection_backward) rows float32 training|"
-    r"^(sum_splits|sum_groups) rows float32|^box_pass rows float32|^update_running_statistics"
+    r"^(sum_splits|sum_groups) rows float32|^box_pass rows float32|^update_running_statistics|"
+    r"^(pool_windows|spread_pools|merge_planes) channels bfloat16 .*\(8, 4, 2\)|"
+    r"^stretch_adjoint channels bfloat16|^pool_windows rows float32 .*\(8, 4, 2\)|^pool_planes rows float32"
 )
 
 
@@ -31,22 +34,24 @@ def run(code: list[str], **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *code], env=everything, capture_output=True, text=True)
 
 
-def run_kernel_tests(**environment: str) -> None:
-    tests = Path(__file__).with_name("triton_kernels.py")
+def run_kernel_tests(name: str, **environment: str) -> None:
+    tests = Path(__file__).with_name(f"triton_{name}.py")
     result = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)], **environment)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @TRITON
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU itself")
-def test_the_kernels_in_the_interpreter():
-    run_kernel_tests(TRITON_INTERPRET="1")
+@pytest.mark.parametrize("name", KERNEL_TESTS)
+def test_the_kernels_in_the_interpreter(name):
+    run_kernel_tests(name, TRITON_INTERPRET="1")
 
 
 @TRITON
 @pytest.mark.gpu
-def test_the_kernels_on_a_gpu():
-    run_kernel_tests(TRITON_INTERPRET="0")
+@pytest.mark.parametrize("name", KERNEL_TESTS)
+def test_the_kernels_on_a_gpu(name):
+    run_kernel_tests(name, TRITON_INTERPRET="0")
 
 
 def test_importing_needs_no_triton():
@@ -93,10 +98,15 @@ def test_kernels_compile_without_spilling(capability):
         "filter_planes",
         "filter_sums",
         "filter_transposed",
+        "merge_planes",
         "plane_sums",
+        "pool_planes",
+        "pool_windows",
         "predict_filter",
         "predict_filter_backward",
         "projection_backward",
+        "spread_pools",
+        "stretch_adjoint",
         "sum_groups",
         "sum_splits",
         "update_running_statistics",
@@ -111,6 +121,25 @@ def test_kernels_compile_without_spilling(capability):
     assert filters
     for entry in filters:
         assert not any(name in entry["instructions"] for name in ("global load 8", "global load 16")), entry
+
+
+@TRITON
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: f"sm_{c[0]}{c[1]}")
+def test_convolutions_multiply_on_tensor_cores(capability):
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("interpreted kernels cannot be compiled")
+    from irnext.kernels.compilation import compile_all
+
+    found = compile_all(
+        capability, r"^convolve (bfloat16 (32 to 32 3x3$|pair to 64 1x1)|float32 32 to 32 3x3$)"
+    )
+    assert len(found) == 3
+    for entry in found:
+        assert entry["spill_instructions"] == entry["stack_bytes"] == 0, entry
+        assert entry["shared_bytes"] <= 96 * 1024, entry  # two programs on an SM
+        assert entry["instructions"]["matrix product"], entry
+        # x and the weights go to shared memory 16 bytes at a time, past the registers.
+        assert entry["instructions"]["global to shared 128"], entry
 
 
 def test_the_package_ships_its_configurations():

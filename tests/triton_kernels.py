@@ -7,7 +7,6 @@ interpreter takes milliseconds for every program, so the planes are tiny.
 from __future__ import annotations
 
 import itertools
-import os
 
 import pytest
 import torch
@@ -15,26 +14,12 @@ from irnext.kernels import configuration
 from irnext.kernels.launch import needs_int64, recording
 from irnext.kernels.ops import OPERATORS
 from torch.nn import functional
+from triton_support import DEVICE, FLOOR, LAYOUTS, assert_as_good, draw, lay_out, poisoned  # noqa: F401
 
 from irnext.ops import reference
 
-DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-# Absolute floors of the tolerance rule: the error of a rounding or two of numbers of order one.
-FLOOR = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
-LAYOUTS = ("contiguous", "channels_last", "sliced", "permuted", "mixed")
 # Several tiles in every direction and several splits of every sum, even of tiny planes.
 SMALL_TILES = configuration.Config(4, 8, 4, programs=9, warps=1, stages=1)
-
-
-@pytest.fixture(autouse=True)
-def poisoned():
-    """Fill fresh memory with NaN, so that an output nobody wrote shows."""
-    torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["default tiles", "small tiles"])
@@ -44,34 +29,6 @@ def tiles(request):
     else:
         with configuration.override(SMALL_TILES):
             yield
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64).to(dtype).to(DEVICE)
-
-
-def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
-    """The same numbers in another layout."""
-    if layout == "channels_last":
-        return x.to(memory_format=torch.channels_last)
-    if layout == "sliced":
-        return torch.cat((x, x), 3)[..., 1 : x.shape[3] + 1]
-    if layout == "permuted":
-        return x.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
-    return x
-
-
-def assert_as_good(found, plain, exact, dtype) -> None:
-    """The tolerance rule: error <= 2 x PyTorch's own in the same type + a floor of that type."""
-    assert len(found) == len(plain) == len(exact)
-    for i, (f, p, e) in enumerate(zip(found, plain, exact, strict=True)):
-        assert f.shape == e.shape
-        assert f.dtype == p.dtype
-        assert f.isfinite().all(), f"result {i} has values that nobody wrote"
-        if f.numel():
-            error, allowed = ((t.double() - e).abs().max() for t in (f, p))
-            scale = e.abs().max().clamp_min(1)
-            assert error <= 2 * allowed + FLOOR[dtype] * scale, f"result {i}: {error} > 2 * {allowed}"
 
 
 def gradients(function, inputs, u):
@@ -405,7 +362,10 @@ def test_results_are_the_same_in_every_run():
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(1, 3, 5, 1000), (2, 64, 64, 64), (1, 1, 2000, 3), (4, 257, 9, 9)])
-@pytest.mark.parametrize("operator", ["spatial_mean", "filter", "filter_sums", "filter_transposed"])
+@pytest.mark.parametrize(
+    "operator",
+    ["spatial_mean", "filter", "filter_sums", "filter_transposed", "pool_pyramid", "pool", "merge_pyramid"],
+)
 def test_tiles_fit_the_plane(operator, shape, layout):
     x = lay_out(torch.empty(shape, device="meta"), layout)
     config = configuration.choose(operator, x, 9)
@@ -413,7 +373,9 @@ def test_tiles_fit_the_plane(operator, shape, layout):
     assert (config.rows <= h, config.columns <= w, config.channels <= c) == (True, True, True)
     sizes = (config.rows, config.columns, config.channels)
     assert all(size == configuration.power_of_two(size) for size in sizes)
-    assert config.rows * config.columns * config.channels <= 8192
+    # A thread of the pools reads its windows one after the other.
+    limit = 32768 if operator == "pool_pyramid" else 8192
+    assert config.rows * config.columns * config.channels <= limit
 
 
 def test_the_nearest_configuration_serves(tmp_path, monkeypatch):
