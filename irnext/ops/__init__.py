@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import BackendStatus, backends, fused_convolution, implementation, use_backend
@@ -405,7 +404,7 @@ def conv2d_bias_act(
         recorded = any(tensor.requires_grad for tensor in (x, weight, bias) if tensor is not None)
         keep = activation is not None and recorded and torch.is_grad_enabled()
         y, z = operator(narrow, weight, bias, activation, residual, keep)
-        return remember(y, F.gelu, z) if keep and residual is None else y
+        return remember(y, _merge_again("gelu"), z) if keep and residual is None else y
     if device == "cpu":
         # Convolutions on CPUs run much faster on channels_last, and activations follow the weights.
         weight = weight.contiguous(memory_format=torch.channels_last)

@@ -25,8 +25,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def full_precision(device_type: str) -> contextlib.AbstractContextManager:
-    """A context without autocast, on devices that have it."""
-    if torch.amp.is_autocast_available(device_type):
+    """A context without autocast; nothing where there is none, as exported programs would hold it."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
 

@@ -367,7 +367,7 @@ def _fused_conv2d_gradient(operators: Operators, ctx, grad, _):
         if ctx.activation is not None:
             if z is None:
                 z = operators.fused_conv2d(x, weight, bias, None, None, False)[0]
-            inner = torch.ops.aten.gelu_backward(grad, z)
+            inner, _ = operators.merge_pyramid_backward(grad, z, [], "gelu")
         dx, dweight, dbias = operators.conv2d_backward(inner, x, weight, need_x, need_weight, need_bias)
     return (
         dx if need_x else None,
