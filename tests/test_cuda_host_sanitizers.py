@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,10 @@ FLAGS = [
     *("-fsanitize=address,undefined", "-fno-sanitize-recover"),
     *("-DIRNEXT_CUDA_HOST", f"-I{ROOT / 'csrc/include'}"),
 ]
-KERNELS = ("spatial_mean", "dynamic_conv2d", "dynamic_conv2d_backward")
+KERNELS = (
+    *("spatial_mean", "dynamic_conv2d", "dynamic_conv2d_backward"),
+    *("pyramid_pool", "pyramid_merge", "pyramid_merge_backward", "pyramid_adjoint"),
+)
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
 
@@ -32,19 +36,25 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cuda_host")
     sources = [ROOT / f"csrc/cuda/{name}.cu" for name in KERNELS]
     sources += sorted((ROOT / "tests/cuda_host").glob("*.cpp"))
-    objects = []
-    for source in sources:
-        objects.append(folder / f"{source.name}.o")
-        command = [COMPILER, *FLAGS, "-x", "c++", "-c", str(source), "-o", str(objects[-1])]
-        subprocess.run(command, check=True)
+
+    def build(source: Path) -> str:
+        target = str(folder / f"{source.name}.o")
+        subprocess.run([COMPILER, *FLAGS, "-x", "c++", "-c", str(source), "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(build, sources))
     program = folder / "driver"
-    subprocess.run([COMPILER, *FLAGS, *map(str, objects), "-o", str(program)], check=True)
+    subprocess.run([COMPILER, *FLAGS, *objects, "-o", str(program)], check=True)
     return program
 
 
-@pytest.mark.parametrize("section", ["conversions", "shim", "operators", "addressing"])
-def test_section(driver: Path, section: str):
-    found = subprocess.run([driver, section], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("section", "cases"),
+    [("conversions", 0), ("shim", 0), ("operators", 100), ("pyramids", 40), ("addressing", 0)],
+)
+def test_section(driver: Path, section: str, cases: int):
+    found = subprocess.run([driver, section, str(cases)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"{section}: " in found.stdout
     assert " 0 failures" in found.stdout

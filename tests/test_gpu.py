@@ -102,15 +102,20 @@ def assert_as_good_as_pytorch(function, definition, inputs, u: Tensor) -> list[T
     plain = outputs_and_gradients(definition, inputs, u)
     with poisoned():
         found = outputs_and_gradients(function, inputs, u)
+    assert_results_as_good(found, plain, exact, u.dtype)
+    assert found[0].stride() == torch.empty_like(inputs[0]).stride()
+    return found
+
+
+def assert_results_as_good(found, plain, exact, dtype: torch.dtype) -> None:
+    """The rule of `assert_as_good_as_pytorch` for results that are there already."""
     for position, (f, p, e) in enumerate(zip(found, plain, exact, strict=True)):
         assert (f.shape, f.dtype, f.device) == (p.shape, p.dtype, p.device)
         assert f.isfinite().all(), f"result {position} has values that nobody wrote"
         if f.numel():
             error, allowed = ((t.cpu().double() - e).abs().max().item() for t in (f, p))
-            limit = 2 * allowed + FLOOR[u.dtype] * e.abs().max().clamp_min(1).item()
+            limit = 2 * allowed + FLOOR[dtype] * e.abs().max().clamp_min(1).item()
             assert error <= limit, f"result {position}: error {error:.2e}, PyTorch's own {allowed:.2e}"
-    assert found[0].stride() == torch.empty_like(inputs[0]).stride()
-    return found
 
 
 # ---- parity --------------------------------------------------------------------------------------
@@ -231,6 +236,65 @@ def test_local_attention_follows_the_definition(
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+# shape and rates
+POOLS = [
+    ((2, 8, 16, 24), (8, 4, 2)),
+    ((2, 6, 13, 21), (2, 8, 4)),
+    ((1, 5, 11, 17), (3, 5, 1)),
+    ((0, 4, 8, 8), (8, 4, 2)),
+    pytest.param((2, 32, 96, 160), (8, 4, 2), marks=on_device),
+    pytest.param((1, 3, 361, 642), (16, 8, 4, 2), marks=on_device),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+@pytest.mark.parametrize(("shape", "rates"), POOLS)
+def test_pool_pyramid_follows_the_definition(backend, shape, rates, dtype, layout):
+    torch.manual_seed(0)
+    x = draw(shape, dtype, layout) + 0.5
+    grads = [draw((*shape[:2], *(side // rate for side in shape[2:])), dtype, layout) for rate in rates]
+
+    def pools_and_gradient(module, x: Tensor, grads: list[Tensor]) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        pools = module.pool_pyramid(x, rates)
+        return [*(pool.detach() for pool in pools), torch.autograd.grad(pools, x, grads)[0]]
+
+    exact = pools_and_gradient(reference, x.cpu().double(), [grad.cpu().double() for grad in grads])
+    plain = pools_and_gradient(reference, x, grads)
+    with poisoned():
+        found = pools_and_gradient(ops, x, grads)
+    assert_results_as_good(found, plain, exact, dtype)
+
+
+# shape, sizes of the branches, activation
+MERGES = [
+    ((2, 8, 16, 24), [(2, 3), (4, 6), (8, 12)], "gelu"),
+    ((2, 8, 12, 16), [(6, 8)], None),
+    ((1, 6, 9, 13), [(1, 1), (4, 6), (20, 9), (9, 13)], "gelu"),
+    ((1, 4, 6, 8), [], "gelu"),
+    ((0, 4, 8, 8), [(4, 4)], "gelu"),
+    pytest.param((2, 32, 144, 208), [(18, 26), (36, 52), (72, 104)], "gelu", marks=on_device),
+    pytest.param((1, 40, 161, 320), [(20, 40), (80, 160)], "gelu", marks=on_device),
+    pytest.param((1, 3, 90, 1200), [(45, 600)], None, marks=on_device),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOOR, ids=str)
+@pytest.mark.parametrize(("shape", "sizes", "activation"), MERGES)
+def test_merge_pyramid_follows_the_definition(backend, shape, sizes, activation, dtype, layout):
+    torch.manual_seed(0)
+    x, u = 2 * draw(shape, dtype, layout), draw(shape, dtype, layout)
+    branches = [draw((*shape[:2], *size), dtype, layout) for size in sizes]
+    assert_as_good_as_pytorch(
+        lambda x, *branches: ops.merge_pyramid(x, branches, activation),
+        lambda x, *branches: reference.merge_pyramid(x, branches, activation),
+        (x, *branches),
+        u,
+    )
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_training_moves_the_statistics_as_batch_norm_does(backend, momentum):
     torch.manual_seed(0)
@@ -271,6 +335,13 @@ def test_gradients_of_gradients(backend):
     kernel = torch.randn(1, 2, 3, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
     assert gradcheck(ops.dynamic_conv2d, (x, kernel), fast_mode=True)
     assert torch.autograd.gradgradcheck(ops.dynamic_conv2d, (x, kernel), fast_mode=True)
+    branch = torch.randn(1, 2, 3, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    for function, inputs in (
+        (lambda x, branch: ops.merge_pyramid(x, [branch]), (x, branch)),
+        (lambda x: tuple(ops.pool_pyramid(x, (4, 2))), (x,)),
+    ):
+        assert gradcheck(function, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 # ---- what PyTorch does with operators ------------------------------------------------------------
@@ -290,11 +361,39 @@ def test_two_runs_are_equal_bit_by_bit(backend, low_pass, layout, training):
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@on_device
-@pytest.mark.parametrize("training", [False, True])
-def test_a_captured_graph_replays(backend, training):
+class Pyramid(torch.nn.Module):
+    """Pools of the input that are merged with it again, through weights of their own."""
+
+    def __init__(self, channels: int, rates: tuple[int, ...] = (8, 4, 2)):
+        super().__init__()
+        self.rates = rates
+        self.weight = torch.nn.Parameter(torch.randn(len(rates), channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pools = ops.pool_pyramid(x, self.rates)
+        branches = [weight * pool for weight, pool in zip(self.weight.to(x.dtype), pools, strict=True)]
+        return ops.merge_pyramid(x, branches)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_two_runs_of_the_pyramids_are_equal_bit_by_bit(backend, layout):
     torch.manual_seed(0)
-    module = randomise(irnext.LocalAttention(32)).cuda().train(training)
+    shape = (2, 8, 16, 24) if DRY else (4, 32, 136, 200)
+    module = Pyramid(shape[1]).to(DEVICE)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, u = draw(shape, dtype, layout).requires_grad_(), draw(shape, dtype, layout)
+        with poisoned():
+            first, *others = (step(module, x, u) for _ in range(2 if DRY else 5))
+        for other in others:
+            assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@on_device
+@pytest.mark.parametrize("kind", ["attention", "attention in training", "pyramid"])
+def test_a_captured_graph_replays(backend, kind):
+    torch.manual_seed(0)
+    module = Pyramid(32) if kind == "pyramid" else randomise(irnext.LocalAttention(32))
+    module.cuda().train(kind == "attention in training")
     x, u = (draw((2, 32, 64, 64), torch.float32) for _ in range(2))
     x.requires_grad_()
     side = torch.cuda.Stream()
@@ -374,6 +473,9 @@ def test_registered_completely(backend):
     torch.library.opcheck(packets.dynamic_conv2d.default, (x, kernel))
     torch.library.opcheck(packets.spatial_mean.default, (x,))
     torch.library.opcheck(packets.local_mean.default, (x, [3, 4]))
+    torch.library.opcheck(packets.pool_pyramid.default, (x, [4, 2]))
+    branch = draw((2, 4, 3, 5), torch.float32, "channels_last").requires_grad_()
+    torch.library.opcheck(packets.merge_pyramid.default, (x, [branch], "gelu"))
     parameters = attention_parameters(4, 2, 9, torch.float32)
     for training in (False, True):
         arguments = (x, *parameters, [3, 3], training, 1e-5, "tanh", None)
@@ -455,6 +557,54 @@ def test_more_than_2_to_the_31_elements(backend, shape, layout):
     torch.testing.assert_close(ops.spatial_mean(x).double(), means, rtol=1e-3, atol=1e-6)
 
 
+def interpolation(small: int, large: int, elements: int, positions: int) -> Tensor:
+    """Weights (positions, elements) that the last of `large` positions give the last of `small` elements."""
+    place = torch.arange(large - positions, large, dtype=torch.float64) * (small - 1) / (large - 1)
+    distance = place[:, None] - torch.arange(small - elements, small, dtype=torch.float64)
+    return (1 - distance.abs()).clamp_min(0)
+
+
+@on_device
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((1, 1, 46400, 46400), "contiguous"), ((1, 32, 8256, 8200), "channels_last")],
+)
+def test_pyramids_of_more_than_2_to_the_31_elements(backend, shape, layout):
+    n, c, h, w = shape
+    numbers = torch.Size(shape).numel()
+    torch.cuda.empty_cache()
+    if torch.cuda.mem_get_info()[0] < 6 * 2 * numbers:
+        pytest.skip(f"needs {12 * numbers / 2**30:.0f} GiB of free memory on the device")
+    torch.manual_seed(0)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    options = {"device": "cuda", "dtype": torch.bfloat16, "memory_format": memory_format}
+    x = torch.empty(shape, **options).normal_()
+    branch = torch.empty(n, c, h // 2, w // 2, **options).normal_()
+    # The last rows and columns lie beyond 2^31 elements.
+    pools = ops.pool_pyramid(x, (8, 4, 2))
+    corner = x[..., -64:, -64:].double().cpu()
+    for pool, expected in zip(pools, reference.pool_pyramid(corner, (8, 4, 2)), strict=True):
+        found = pool[..., -expected.shape[2] :, -expected.shape[3] :]
+        torch.testing.assert_close(found.double().cpu(), expected, rtol=1e-2, atol=1e-2)
+    (dx,) = torch.autograd.grad(
+        ops.pool_pyramid(x.requires_grad_(), (8, 4, 2)), x, [torch.ones_like(pool) for pool in pools]
+    )
+    share = sum(1 / rate**2 for rate in (8, 4, 2))
+    assert ((dx[..., -64:, -64:].double() - share).abs() < 1e-2).all()
+    del pools, dx
+
+    y = ops.merge_pyramid(x, [branch.requires_grad_()])
+    down, across = interpolation(h // 2, h, 40, 64), interpolation(w // 2, w, 40, 64)
+    total = corner + down @ branch[..., -40:, -40:].detach().double().cpu() @ across.T
+    expected = torch.nn.functional.gelu(total)
+    torch.testing.assert_close(y[..., -64:, -64:].detach().double().cpu(), expected, rtol=1e-2, atol=2e-2)
+    dx, dbranch = torch.autograd.grad(y, (x, branch), x.detach())
+    slope = torch.ops.aten.gelu_backward(corner, total)
+    torch.testing.assert_close(dx[..., -64:, -64:].double().cpu(), slope, rtol=2e-2, atol=3e-2)
+    gathered = (down.T @ slope @ across)[..., -24:, -24:]
+    torch.testing.assert_close(dbranch[..., -24:, -24:].double().cpu(), gathered, rtol=2e-2, atol=5e-2)
+
+
 @on_device
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_the_second_device_serves_its_own_tensors(backend):
@@ -488,6 +638,10 @@ def test_small_shapes_of_every_operator(backend):
                 u,
             )
             outputs_and_gradients(lambda x: ops.local_mean(x, (3, 5)), (x,), u)
+        for shape, rates in (((2, 8, 16, 24), (8, 4, 2)), ((1, 3, 13, 11), (4, 3, 2))):
+            module = Pyramid(shape[1], rates).to(DEVICE)
+            x, u = draw(shape, dtype, layout).requires_grad_(), draw(shape, dtype, layout)
+            assert all(t.isfinite().all() for t in step(module, x, u))
         for low_pass, training in itertools.product(("global", "local"), (False, True)):
             module = randomise(irnext.LocalAttention(8, low_pass=low_pass)).to(DEVICE).train(training)
             x, u = draw((2, 8, 9, 13), dtype, layout).requires_grad_(), draw((2, 8, 9, 13), dtype, layout)

@@ -32,3 +32,4 @@ void print_schedule();
 void check_shim();
 void check_operators(int cases);
 void check_addressing();
+void check_pyramids(int cases);

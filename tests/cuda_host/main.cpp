@@ -14,6 +14,8 @@ int main(int count, char** arguments) {
     check_shim();
   else if (section == "operators")
     check_operators(cases);
+  else if (section == "pyramids")
+    check_pyramids(cases);
   else if (section == "addressing")
     check_addressing();
   else

@@ -26,6 +26,12 @@ __device__ __forceinline__ int64_t quotient(int64_t value, int64_t by) {
 
 __host__ __device__ inline int64_t divided_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
+inline int power_of_two_at_least(int64_t value) {
+  int power = 1;
+  while (power < value) power *= 2;
+  return power;
+}
+
 // Rows phase + j * dilation of a plane, for j in [first, end).
 struct RowRange {
   int phase, first, end;

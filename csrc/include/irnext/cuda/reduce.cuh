@@ -26,12 +26,6 @@ struct SumsPlan {
   int64_t splits;
 };
 
-inline int power_of_two_at_least(int64_t value) {
-  int power = 1;
-  while (power < value) power *= 2;
-  return power;
-}
-
 inline SumsPlan plan_sums(const Device& device, int64_t n, int64_t c, int64_t h, int64_t w, int64_t dilation,
                           bool by_channel, int pack, int most_rows) {
   constexpr int kMostItems = 8;  // of a thread, so that sums in float stay short
