@@ -24,12 +24,20 @@ pytest.importorskip("pytest_benchmark", reason="needs the extra 'benchmark'")
 
 SHAPE = (1, 32, 128, 128)
 WINDOW = (60, 60)
-OPERATORS = ("dynamic_conv2d", "spatial_mean", "local_mean", "local_attention")
+RATES = (8, 4, 2)
+OPERATORS = (
+    "dynamic_conv2d",
+    "spatial_mean",
+    "local_mean",
+    "local_attention",
+    "pool_pyramid",
+    "merge_pyramid",
+)
 
 
 def make_inputs(name: str, x: Tensor) -> tuple:
-    """What an operator takes after x, in float32 or wider, as LocalAttention gives it."""
-    n, c = x.shape[:2]
+    """What an operator takes after x, as LocalAttention (in float32 or wider) or the MSM gives it."""
+    n, c, height, width = x.shape
     wide = reference.accumulation_dtype(x.dtype)
     if name == "dynamic_conv2d":
         return torch.randn(n, c, 3, 3).to(wide), torch.randn(n, c).to(wide), 1, "reflect"
@@ -37,6 +45,11 @@ def make_inputs(name: str, x: Tensor) -> tuple:
         return (WINDOW,)
     if name == "spatial_mean":
         return ()
+    if name == "pool_pyramid":
+        return (RATES,)
+    if name == "merge_pyramid":
+        smaller = [x[:, :, : height // rate, : width // rate] for rate in RATES]
+        return ([torch.empty_like(t).copy_(torch.randn(t.shape).bfloat16()) for t in smaller],)
     module = lam.make_module(c, "global").float().to(wide)
     norm = module.norm
     parameters = (module.project.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
@@ -54,20 +67,18 @@ def make_call(
     arguments = make_inputs(name, x)
     function = getattr(functions, name)
 
-    def forward() -> Tensor:
+    def forward() -> list[Tensor]:
         y = function(x, *arguments)
-        return y[0] if isinstance(y, tuple) else y
+        return y if isinstance(y, list) else [y[0] if isinstance(y, tuple) else y]
 
     if not backward:
-        return lambda: [forward()]
+        return forward
     running = arguments[3:5] if name == "local_attention" else ()  # have no gradients
-    tensors = [
-        x,
-        *(t for t in arguments if isinstance(t, Tensor) and not any(t is other for other in running)),
-    ]
+    given = [x, *(t for a in arguments for t in (a if isinstance(a, list) else [a]))]
+    tensors = [t for t in given if isinstance(t, Tensor) and not any(t is other for other in running)]
     inputs = [tensor.requires_grad_() for tensor in tensors]
     y = forward()
-    u = torch.empty_like(y).copy_(torch.linspace(-1, 1, y.numel()).bfloat16().reshape(y.shape))
+    u = [torch.empty_like(t).copy_(torch.linspace(-1, 1, t.numel()).bfloat16().reshape(t.shape)) for t in y]
     return lambda: list(torch.autograd.grad(y, inputs, u, retain_graph=True))
 
 

@@ -3,6 +3,7 @@
 from . import complexity, ops
 from .blocks import LocalAttention
 from .checkpoints import CheckpointError, convert, load, save
+from .export import export_model
 from .losses import DualDomainLoss
 from .model import IRNeXt
 from .models import create_model, list_models
@@ -21,6 +22,7 @@ __all__ = [
     "complexity",
     "convert",
     "create_model",
+    "export_model",
     "list_models",
     "load",
     "ops",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
@@ -151,7 +150,7 @@ class LocalAttention(PublishedNames):
 
     def whole(self, z: Tensor) -> Tensor:
         """y by one operator, which predicts the filter and applies it."""
-        norm, wide = self.norm, torch.promote_types(z.dtype, torch.float32)
+        norm, wide = self.norm, ops.accumulation_dtype(z.dtype)
         parameters = (self.project.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         gains = (self.low_gain, self.inner_gain, self.high_gain)
         window = self.window or local_window(*z.shape[2:]) if self.low_pass == "local" else None
@@ -266,9 +265,7 @@ class MultiScaleModule(PublishedNames):
         outputs: list[Tensor] = []
         for scale, conv, attention in zip(scales, self.convs, self.attentions, strict=True):
             if outputs:
-                scale = scale + F.interpolate(
-                    outputs[-1], scale.shape[2:], mode="bilinear", align_corners=True
-                )
+                scale = ops.merge_pyramid(scale, [outputs[-1]], None)
             outputs.append(attention(conv(scale)))
         return self.merge(ops.merge_pyramid(x, outputs))
 

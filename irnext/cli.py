@@ -18,7 +18,18 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__, checkpoints, complexity, create_model, info, list_models, optimize, use_backend
+from . import (
+    __version__,
+    checkpoints,
+    complexity,
+    create_model,
+    export_model,
+    info,
+    list_models,
+    optimize,
+    use_backend,
+)
+from .devices import check_device
 from .restoration import restore_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -56,6 +67,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         "demo": demo,
         "restore": restore,
         "convert": convert,
+        "export": export,
         "info": information,
         "complexity": complexities,
     }
@@ -145,12 +157,15 @@ def restore(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     tile: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     overlap: Annotated[int, tyro.conf.arg(metavar="M")] = 32,
+    max_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None,
     compare: bool = False,
 ) -> int:
     """Restore pictures with trained weights.
 
-    Without --tile the whole picture goes through the model at once. Tiles bound the memory but are
-    not exact: the model's means over the plane then see a tile instead of the picture.
+    Without --tile and --max-memory the whole picture goes through the model at once, or on a CPU, where
+    the free memory is too small for it, in bands. --max-memory bounds the memory with the same result.
+    Tiles bound it further but are not exact: the model's means over the plane then see a tile instead
+    of the picture.
 
     Results have their picture's kind, EXIF data, colour profile and resolution; 16 bits per channel
     stay for grey, while colour, and grey with alpha, of 16 bits come out with 8.
@@ -166,6 +181,7 @@ def restore(
         dtype: what to compute in.
         tile: side of square tiles in pixels, a multiple of 32.
         overlap: pixels that neighbouring tiles share, at most half a tile.
+        max_memory: what restoring may take beside the program and the weights, as in 8G or 500M.
         compare: also write NAME-compare.png (of a.jpg: a.jpg-compare.png): before on the left, after on
             the right.
     """
@@ -175,12 +191,15 @@ def restore(
     computed = DTYPES[dtype]
     if device == "cpu" and not os.environ.get("IRNEXT_BACKEND"):  # a backend asked for serves all it can
         network, computed = optimize(network, computed), None
+        if max_memory is None and tile is None:
+            max_memory = "auto"
     report = restore_files(
         network,
         inputs,
         output,
         tile=tile,
         overlap=overlap,
+        max_memory=max_memory,
         dtype=computed,
         device=device,
         compare=compare,
@@ -239,6 +258,39 @@ def convert(
     if low_pass is None and target.suffix.lower() not in checkpoints.PICKLES:  # those record nothing
         note_assumed_low_pass(source, network)
     print(target)
+
+
+def export(
+    weights: Annotated[Path, tyro.conf.Positional],
+    /,
+    output: Output,
+    format: Annotated[Literal["pt2", "aoti", "onnx"] | None, tyro.conf.arg(metavar="{pt2,aoti,onnx}")] = None,
+    model: Name = None,
+    low_pass: LowPass = None,
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        tyro.conf.arg(metavar="{float32,bfloat16,float16}"),
+    ] = None,
+    max_autotune: bool = False,
+) -> None:
+    """Write a trained model as a program for other runtimes.
+
+    Args:
+        weights: a checkpoint: .safetensors, or .pkl or .pth of the published code.
+        output: the new file: .pt2, or .onnx.
+        format: pt2 for torch.export.load, aoti compiled by AOTInductor for Python and C++, onnx; by default
+            what the suffix says.
+        model: take the settings of this model (irnext info lists them) rather than the checkpoint's.
+        low_pass: the model's low-pass filter, as for irnext restore.
+        device: what an aoti program is compiled for, as PyTorch names it.
+        dtype: what an aoti program computes in; pictures are float32 all the same.
+        max_autotune: let the compiler of an aoti program time its choices.
+    """
+    check_backend()
+    check_device(device)
+    network = load_model(weights, model, low_pass).to(device)
+    print(export_model(network, output, format, dtype and DTYPES[dtype], max_autotune))
 
 
 def information(json: bool = False) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Choices = dict[tuple, tuple[str, dict[str, float]]]
 
 RUNS = 5  # timed, of which the fastest counts
 
@@ -35,26 +37,30 @@ class Fastest:
             itself offers: it is called where nothing can be measured, while a CUDA graph is recorded.
             One that fails when measured is left out, with a warning; if all do, the first's error is raised.
         milliseconds: the time of a function without arguments.
+        label: what else the times depend on.
+        chosen: the table to read and extend, which those of one label may share.
 
     Attributes:
-        chosen: by shape of the first argument, its type, and the shapes of the other tensors: the
-            name of the candidate and the milliseconds of each.
+        chosen: by label, shape of the first argument, its type, and the shapes of the other tensors:
+            the name of the candidate and the milliseconds of each.
     """
 
     def __init__(
         self,
         candidates: dict[str, Callable[..., Tensor]],
         milliseconds: Callable[[Callable[[], Any]], float] = cuda_milliseconds,
+        label: Hashable = None,
+        chosen: Choices | None = None,
     ):
-        self.candidates, self.milliseconds = candidates, milliseconds
-        self.chosen: dict[tuple, tuple[str, dict[str, float]]] = {}
+        self.candidates, self.milliseconds, self.label = candidates, milliseconds, label
+        self.chosen: Choices = {} if chosen is None else chosen
         self.lock = threading.Lock()
 
     def __call__(self, x: Tensor, *arguments: Any) -> Tensor:
         if len(self.candidates) == 1:
             return next(iter(self.candidates.values()))(x, *arguments)
         others = (tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments)
-        key = (tuple(x.shape), x.dtype, *others)
+        key = (self.label, tuple(x.shape), x.dtype, *others)
         if key not in self.chosen:
             if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 return next(iter(self.candidates.values()))(x, *arguments)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import ops
+from . import kernels, ops
 from .blocks import (
     CNNBlock,
     Conv,
@@ -29,12 +29,13 @@ from .blocks import (
     is_untouched,
     local_window,
 )
+from .fastest import Choices, Fastest
+from .memory import parse_size
 from .model import IRNeXt
+from .ops.convolution import WINOGRAD_TILE, winograd_serves, winograd_takes
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
-# 4 x 4 results with a quarter of the products, at about twice the rounding error of a direct convolution.
-WINOGRAD_TILE = 4
 GRAPHS = 4  # recorded graphs that are kept; each holds the memory of its shape
 # Beyond this many pixels a GPU is busy with each kernel for longer than its launch takes.
 LARGEST_GRAPH = 2**22
@@ -148,12 +149,9 @@ class WinogradConvolution:
     @staticmethod
     def can_serve(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
         """Whether this is a convolution that keeps the size, of channels that fill vectors."""
-        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return (
-            isinstance(conv, nn.Conv2d)
-            and geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-            and conv.in_channels % 16 == conv.out_channels % 16 == 0
-        )
+        geometry = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        fits = isinstance(conv, nn.Conv2d) and geometry == ((1, 1), (1, 1), (1, 1), 1)
+        return fits and winograd_takes(*conv.weight.shape)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -164,14 +162,72 @@ class WinogradConvolution:
         )
 
 
-def winograd_serves(dtype: torch.dtype) -> bool:
-    """Whether there is a compiled Winograd convolution of this type, the fastest on this processor."""
-    if dtype not in (torch.float32, *HALF) or not hasattr(torch.ops.irnext, "winograd_conv2d"):
-        return False
-    # Matrix units multiply bfloat16 faster than any algorithm saves products of float32.
-    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
-        return False
-    return torch.ops.irnext.cpu_instructions() != "baseline"
+class TritonConvolution:
+    """A convolution by the Triton kernel: bias, exact GELU and sum applied to float32 sums in registers."""
+
+    fresh = True
+
+    def __init__(self, conv: nn.Conv2d, plan: Plan, gelu: bool):
+        from .kernels.convolution import conv2d_bias_act, conv2d_bias_act_pair
+
+        self.convolve, self.convolve_pair = conv2d_bias_act, conv2d_bias_act_pair
+        self.activation = "gelu" if gelu else None
+        self.weight = conv.weight.detach().to(plan.dtype, memory_format=torch.channels_last)
+        self.bias = None if conv.bias is None else conv.bias.detach().to(plan.dtype)
+
+    @staticmethod
+    def can_serve(conv: nn.Conv2d | nn.ConvTranspose2d, dtype: torch.dtype) -> bool:
+        """Whether the kernel computes this convolution in this type."""
+        if not isinstance(conv, nn.Conv2d) or dtype == torch.float64:
+            return False
+        keeps_size = conv.padding == tuple(size // 2 for size in conv.kernel_size)
+        plain = (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
+        return plain and keeps_size and set(conv.kernel_size) <= {1, 3}
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.convolve(x, self.weight, self.bias, self.activation, residual)[0]
+
+    def of_pair(self, x: Tensor, other: Tensor) -> Tensor:
+        """The convolution of two tensors side by side along their channels, which are not copied there."""
+        x, other = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, other))
+        return self.convolve_pair(x, other, self.weight, self.bias, self.activation)[0]
+
+
+class FastestConvolution(Fastest):
+    """A convolution of PyTorch or of Triton, whichever is measured to be faster on a shape.
+
+    Attributes:
+        of_pair: the same of two tensors side by side along their channels.
+    """
+
+    fresh = True
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, plan: Plan, gelu: bool):
+        library = Convolution(conv, plan, gelu)
+        candidates: dict[str, Callable[..., Tensor]] = {"PyTorch": library}
+        of_pair: dict[str, Callable[..., Tensor]] = {"PyTorch": lambda *pair: library(torch.cat(pair, 1))}
+        if TritonConvolution.can_serve(conv, plan.dtype):
+            candidates["Triton"] = TritonConvolution(conv, plan, gelu)
+            of_pair["Triton"] = candidates["Triton"].of_pair
+        label = (tuple(conv.weight.shape), conv.bias is not None, gelu)
+        super().__init__(candidates, label=label, chosen=plan.choices)
+        self.of_pair = Fastest(of_pair, label=("pair", *label), chosen=plan.choices)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, overwrite: bool = False) -> Tensor:
+        return super().__call__(x, residual)
+
+
+def convolve_joined(part: Callable[[Tensor], Tensor], both: list[Tensor]) -> Tensor:
+    """What the part makes of two tensors side by side along channels, which are taken from the list.
+
+    A concatenation that takes the only references to them frees them before the convolution.
+    """
+    if isinstance(part, FastestConvolution):
+        return part.of_pair(*both)
+    joined = torch.cat(both, 1)
+    both.clear()
+    return part(joined)
 
 
 @functools.cache
@@ -186,7 +242,7 @@ def onednn_serves(dtype: torch.dtype) -> bool:
         conv = make(16, 16, 3, padding=1, device="meta").to_empty(device="cpu").to(dtype)
         for parameter in conv.parameters():
             nn.init.uniform_(parameter.data, -0.1, 0.1, generator=generator)
-        plan = Plan(dtype, torch.channels_last, onednn=True)
+        plan = Plan(dtype, torch.channels_last)
         try:
             with torch.no_grad():
                 expected = F.gelu(conv.double()(x.double()))
@@ -266,30 +322,6 @@ class Attention:
         return ops.local_attention(z, *parameters, size, False, 0.0, attention.activation, window)[0]
 
 
-def average_pools(x: Tensor, rates: tuple[int, ...]) -> list[Tensor]:
-    """Average pools of x for falling rates, each from the next finer one, so that x is read once.
-
-    Every rate is a multiple of the next and divides x's sides; half precision would be rounded at each
-    step and is pooled from x.
-    """
-    if x.dtype in HALF:
-        return ops.pool_pyramid(x, rates)
-    pools, finer, done = [], x, 1
-    for rate in reversed(rates):
-        finer, done = F.avg_pool2d(finer, rate // done), rate
-        pools.append(finer)
-    return pools[::-1]
-
-
-def merge(x: Tensor, branches: list[Tensor], overwrite: bool) -> Tensor:
-    """GELU(x + the branches up-sampled to x's size), summed in float32 or wider; into x if it may be."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    total = x if overwrite and wide == x.dtype else x.to(wide, copy=True)
-    for branch in branches:
-        total += F.interpolate(branch.to(wide), x.shape[2:], mode="bilinear", align_corners=True)
-    return torch.ops.aten.gelu_(total).to(x.dtype)
-
-
 class MultiScale:
     """A multi-scale module (MSM)."""
 
@@ -301,16 +333,14 @@ class MultiScale:
         self.merge = plan.part(msm.merge)
         self.fresh = self.merge.fresh
 
-    def __call__(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        averaged = self.pools is None
-        scales = average_pools(x, self.rates) if averaged else [pool(x) for pool in self.pools]
+    def __call__(self, x: Tensor) -> Tensor:
+        scales = ops.pool_pyramid(x, self.rates) if self.pools is None else [pool(x) for pool in self.pools]
         outputs: list[Tensor] = []
         for scale, conv, attention in zip(scales, self.convs, self.attentions, strict=True):
             if outputs:
-                size = scale.shape[2:]
-                scale = scale + F.interpolate(outputs[-1], size, mode="bilinear", align_corners=True)
+                scale = ops.merge_pyramid(scale, [outputs[-1]], None)
             outputs.append(attention(conv(scale)))
-        return self.merge(merge(x, outputs, overwrite))
+        return self.merge(ops.merge_pyramid(x, outputs))
 
 
 class Residual:
@@ -325,7 +355,7 @@ class Residual:
     def __call__(self, x: Tensor, overwrite: bool = False) -> Tensor:
         y = self.conv1(x)
         if self.msm is not None:
-            y = self.msm(y, overwrite=self.conv1.fresh)
+            y = self.msm(y)
         return self.conv2(y, residual=x, overwrite=overwrite and self.between_is_fresh)
 
 
@@ -376,10 +406,15 @@ class Plan:
     """How the modules of one model become parts: the type and layout to compute in, and the library."""
 
     def __init__(
-        self, dtype: torch.dtype, layout: torch.memory_format, onednn: bool = False, winograd: bool = False
+        self,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+        convolution: Callable[..., Any] = Convolution,
+        winograd: bool = False,
     ):
         self.dtype, self.layout, self.winograd = dtype, layout, winograd
-        self.convolution = OneDNNConvolution if onednn else Convolution
+        self.convolution = convolution
+        self.choices: Choices = {}  # of convolutions that are measured
 
     def part(self, module: nn.Module, gelu: bool = False) -> Any:
         """A callable that computes what the module does, and GELU of it if asked to."""
@@ -413,7 +448,7 @@ class Network:
     """The whole network, from a picture to its three restorations."""
 
     def __init__(self, model: IRNeXt, plan: Plan):
-        self.dtype, self.layout = plan.dtype, plan.layout
+        self.dtype, self.layout, self.choices = plan.dtype, plan.layout, plan.choices
         self.encoder = [plan.part(stage) for stage in model.encoder]
         self.decoder = [plan.part(stage) for stage in model.decoder]
         self.stem = plan.part(model.stem)
@@ -426,7 +461,7 @@ class Network:
 
     def __call__(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[2:]
-        if not len(x):
+        if not x.shape[0]:
             return [x.new_empty(0, 3, height // scale, width // scale) for scale in (4, 2, 1)]
         full = x.to(self.dtype, memory_format=self.layout)
         half, quarter = (x[:, :, ::scale, ::scale] for scale in (2, 4))
@@ -436,7 +471,6 @@ class Network:
         z = self._encode(2, skip2, quarter)
         z = self.decoder[0](z, overwrite=self.encoder[2].fresh)
         restored_quarter = self._restored(0, z, quarter, x)
-        # A concatenation that takes the only reference to its parts frees them before the convolution.
         both = [self.ups[0](z), skip2]
         del z, skip2
         z = self._decode(1, both)
@@ -451,16 +485,13 @@ class Network:
         fuse = self.fuses[level - 1]
         picture = picture.to(self.dtype).contiguous(memory_format=self.layout)
         features = self.features[level - 1](picture)
-        z = fuse(torch.cat((self.downs[level - 1](skip), features), 1))
+        z = convolve_joined(fuse, [self.downs[level - 1](skip), features])
         return self.encoder[level](z, overwrite=fuse.fresh)
 
     def _decode(self, level: int, both: list[Tensor]) -> Tensor:
         """The decoder's stage `level`, from the one below and the skip, which are taken from the list."""
-        # One 1 x 1 over the concatenation is faster than a sum of two: the GELU needs the whole sum.
-        z = torch.cat(both, 1)
-        both.clear()
         skip = self.skips[level - 1]
-        return self.decoder[level](skip(z), overwrite=skip.fresh)
+        return self.decoder[level](convolve_joined(skip, both), overwrite=skip.fresh)
 
     def _restored(self, level: int, z: Tensor, picture: Tensor, x: Tensor) -> Tensor:
         """The picture plus what the head makes of z: in x's type, and contiguous if x is."""
@@ -553,11 +584,19 @@ class OptimizedModel(nn.Module):
     sees the plain model.
     """
 
-    def __init__(self, plain: IRNeXt, dtype: torch.dtype | None, channels_last: bool, graphs: bool):
+    def __init__(
+        self,
+        plain: IRNeXt,
+        dtype: torch.dtype | None,
+        channels_last: bool,
+        graphs: bool,
+        max_memory: int | None = None,
+    ):
         super().__init__()
         super().train(False)
         self.plain = plain
         self.dtype, self.channels_last, self.graphs = dtype, channels_last, graphs
+        self.max_memory = max_memory
         self._forget()
 
     def _forget(self) -> None:
@@ -618,11 +657,16 @@ class OptimizedModel(nn.Module):
             raise RuntimeError("an optimized model is for inference only: train its restore_plain()")
         return super().train(False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, max_memory: int | str | None = None) -> list[Tensor]:
         """As the plain model: [quarter, half, full], in x's type, without gradients.
 
+        Args:
+            x: (N, 3, H, W).
+            max_memory: as for `optimize`, for this call; None for the model's own.
+
         Raises:
-            ValueError: a shape that the plain model does not take, or another device than its own.
+            ValueError: a shape that the plain model does not take, another device than its own, or
+                too low a limit.
             TypeError: x is not floating point.
         """
         self.plain._check_input(x)
@@ -633,8 +677,15 @@ class OptimizedModel(nn.Module):
             return self._traced(x, weight.dtype)
         if x.device != weight.device:
             raise ValueError(f"x is on {x.device} but the model is on {weight.device}; move them together")
+        limit = self.max_memory if max_memory is None else parse_size(max_memory)
         with torch.no_grad(), ops.full_precision(x.device.type):
-            return self._prepare()(x)
+            prepared = self._prepare()
+            if limit is None:
+                return prepared(x)
+            from .bands import compute_within  # which is made of the parts above
+
+            network = prepared.function if isinstance(prepared, GraphCache) else prepared
+            return compute_within(limit, self.plain, network, x)
 
     def _traced(self, x: Tensor, held: torch.dtype) -> list[Tensor]:
         dtype = self.dtype or held
@@ -652,6 +703,16 @@ class OptimizedModel(nn.Module):
             return prepared.function  # into the caller's own graph
         return prepared
 
+    def choices(self) -> Choices:
+        """Which implementation of each convolution was chosen by measurement: on GPUs, after the first call.
+
+        By (weight shape, has bias, has GELU), x's shape and type, and the residual's shape: its name and
+        the milliseconds of every one.
+        """
+        prepared = self._prepared
+        network = prepared.function if isinstance(prepared, GraphCache) else prepared
+        return dict(getattr(network, "choices", {}))
+
     def _build(self) -> Callable[[Tensor], list[Tensor]]:
         weight = self.plain.stem.weight
         dtype = self.dtype or weight.dtype
@@ -662,17 +723,24 @@ class OptimizedModel(nn.Module):
         on_cpu = weight.device.type == "cpu"
         onednn = on_cpu and torch.backends.mkldnn.enabled and onednn_serves(dtype)
         winograd = on_cpu and self.channels_last and winograd_serves(dtype)
-        network = Network(model, Plan(dtype, layout, onednn, winograd))
+        triton = weight.device.type == "cuda" and self.channels_last and kernels.unavailable() is None
+        convolution = OneDNNConvolution if onednn else FastestConvolution if triton else Convolution
+        network = Network(model, Plan(dtype, layout, convolution, winograd))
         if self.graphs and weight.device.type == "cuda":
             return GraphCache(network, record_cuda_graph)
         return network
 
     def extra_repr(self) -> str:
-        return f"dtype={self.dtype}, channels_last={self.channels_last}, graphs={self.graphs}"
+        options = f"dtype={self.dtype}, channels_last={self.channels_last}, graphs={self.graphs}"
+        return options if self.max_memory is None else f"{options}, max_memory={self.max_memory}"
 
 
 def optimize(
-    model: nn.Module, dtype: torch.dtype | None = None, channels_last: bool = True, graphs: bool = True
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    channels_last: bool = True,
+    graphs: bool = True,
+    max_memory: int | str | None = None,
 ) -> OptimizedModel:
     """A model for inference that computes what `model` does, faster.
 
@@ -691,10 +759,13 @@ def optimize(
         channels_last: compute in channels_last, the faster layout.
         graphs: on GPUs, record the kernels of an input shape at its first call and replay them as one
             CUDA graph. The last 4 shapes are kept, each with its memory.
+        max_memory: bytes, or a text such as "8G", that a call may allocate, its results included. Inputs
+            that take more are computed in horizontal bands with the statistics of the whole picture:
+            the same results within rounding (see `irnext.bands`). None for no limit.
 
     Raises:
         TypeError: not an IRNeXt, or an unknown dtype.
-        ValueError: a model in training mode or without data, or hooks on the model itself.
+        ValueError: a model in training mode or without data, hooks on the model itself, or no memory size.
     """
     if isinstance(model, OptimizedModel):
         model = model.plain
@@ -709,4 +780,5 @@ def optimize(
         raise ValueError("the model has no data (it is on the meta device): load its weights first")
     if not is_untouched(model, IRNeXt):
         raise ValueError("the model has hooks of its own: put them on the optimized model instead")
-    return OptimizedModel(copy.deepcopy(model), dtype, channels_last, graphs)
+    limit = None if max_memory is None else parse_size(max_memory)
+    return OptimizedModel(copy.deepcopy(model), dtype, channels_last, graphs, limit)

@@ -19,14 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from . import images
+from .bands import MemoryLimitError, whole_memory
 from .devices import check_device
 from .files import output_folder
+from .memory import available_memory, format_size, parse_size
+from .model import IRNeXt
+from .optimization import OptimizedModel, optimize
 
 # What IRNeXt needs; models of other architectures say their own.
 SIZE_MULTIPLE, MINIMUM_SIZE = 32, 64
 # Resizing and filtering leave values a little outside [0, 1]: beyond these the range is another.
 LOWEST, HIGHEST = -0.25, 2.0
 HALF = (torch.float16, torch.bfloat16)
+AUTO = "auto"
+SHARE_OF_FREE = 0.9  # of the free memory, with max_memory="auto"
 
 
 def restore(
@@ -35,6 +41,7 @@ def restore(
     *,
     tile: int | None = None,
     overlap: int = 32,
+    max_memory: int | str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
 ) -> Image.Image | np.ndarray | Tensor:
@@ -45,7 +52,9 @@ def restore(
     and clamped to [0, 1]. The continuation is part of the result, as in the published evaluation:
     the plane means see it. The model runs in eval mode and is left as it was.
 
-    Without `tile` the whole picture goes through the model at once. Tiles bound the memory but are
+    Without `tile` and `max_memory` the whole picture goes through the model at once. `max_memory`
+    bounds the memory of an IRNeXt exactly: layers are computed in bands where the picture is large,
+    with the statistics of the whole picture. Tiles bound the memory of any model, and further, but are
     not exact: the plane means and the InstanceNorm of IRNeXt then see one tile instead of the
     picture. They are exact for a model whose output depends on at most overlap / 4 pixels around.
 
@@ -59,6 +68,9 @@ def restore(
         overlap: pixels shared by neighbouring tiles, at most tile / 2. The outer quarter of it is
             not used, where the tile's edge disturbs the model; over the inner half one tile fades
             into the other.
+        max_memory: bytes, or a text such as "8G" or "500M", that restoring may take beside the model
+            and the picture given; "auto" for nine tenths of what is free, where that is known. The
+            model is an IRNeXt, optimized or not; the latter is optimized for this call.
         dtype: what to compute in; None for the model's own type. float16 and bfloat16 run a
             float32 model by autocast, any other change runs a copy of the model.
         device: where to compute; None for where the model is. A copy of the model goes elsewhere.
@@ -68,12 +80,14 @@ def restore(
 
     Raises:
         ValueError: a picture of another shape, type or range, NaN or infinite values, tiles that
-            do not fit the rule, a device that cannot be used.
+            do not fit the rule, a device that cannot be used; a `max_memory` that is no size, is
+            lower than this picture needs, or is for a model that cannot be bounded.
         FloatingPointError: the model's output is not finite, as in float16 beyond its range.
         MemoryError: the picture, or the tile, is too large for the device.
     """
     _check_tiles(model, tile, overlap)
-    options = {"tile": tile, "overlap": overlap, "dtype": dtype, "device": device}
+    _check_memory(model, tile, max_memory)
+    options = {"tile": tile, "overlap": overlap, "max_memory": max_memory, "dtype": dtype, "device": device}
     if isinstance(image, Image.Image):
         simple = images.simplify(image)
         return images.with_colour(simple, restore(model, images.colour(simple), **options))
@@ -86,8 +100,17 @@ def restore(
     _check_values(batch)
     if not len(batch):
         return image
-    with _inference(_moved(model, dtype, device), dtype, device or batch.device) as run:
-        result = _restore_batch(run, batch, tile, overlap, *_sizes(model))
+    height, width = batch.shape[2:]
+    fallback = device or batch.device
+    batch = _continued(batch, *_sizes(model))
+    if isinstance(image, Tensor) and batch.data_ptr() == image.data_ptr():
+        batch = batch.clone()  # models may write over what they get
+    model = _moved(model, dtype, device)
+    if max_memory is not None:
+        model, dtype = _bounded(model, dtype), None
+    with _inference(model, dtype, fallback, max_memory) as run:
+        restored = run(batch) if tile is None else _run_tiles(run, batch, tile, overlap, _sizes(model)[0])
+    result = restored[:, :, :height, :width].clamp(0, 1)
     if isinstance(image, Tensor):
         return result.reshape(image.shape).to(image.dtype)
     values = result[0].permute(1, 2, 0).numpy()
@@ -101,7 +124,7 @@ def _batch_of_array(image: np.ndarray) -> Tensor:
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"the array has shape {image.shape}: it must be (H, W, 3)")
     if image.dtype == np.uint8:
-        values = image.astype(np.float32) / 255
+        values = np.divide(image, 255, dtype=np.float32)
     elif image.dtype.kind == "f" and image.itemsize <= 8:
         values = image.astype(np.float64 if image.itemsize == 8 else np.float32)
     else:
@@ -158,6 +181,17 @@ def _check_tiles(model: nn.Module, tile: int | None, overlap: int) -> None:
         raise ValueError(f"overlap is {overlap}: it must be from 0 to half the tile, {tile // 2}")
 
 
+def _check_memory(model: nn.Module, tile: int | None, max_memory: int | str | None) -> None:
+    if max_memory is None:
+        return
+    if max_memory != AUTO:
+        parse_size(max_memory)
+    if tile is not None:
+        raise ValueError("tile and max_memory exclude each other: tiles need less memory but are not exact")
+    if type(model) not in (IRNeXt, OptimizedModel):
+        raise ValueError(f"max_memory is for an IRNeXt, and the model is {type(model).__name__}: use tile")
+
+
 def _next_multiple(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
@@ -180,6 +214,33 @@ def _moved(model: nn.Module, dtype: torch.dtype | None, device: str | torch.devi
     return copy.deepcopy(model).to(device, dtype)
 
 
+def _bounded(model: nn.Module, dtype: torch.dtype | None) -> OptimizedModel:
+    """The model optimized, which can compute within a limit; itself where it is and computes in `dtype`."""
+    if isinstance(model, OptimizedModel) and dtype in (None, model.dtype):
+        return model
+    if any(module.training for module in model.modules()):
+        model = copy.deepcopy(model).eval()
+    return optimize(model, dtype)
+
+
+def _run_within(max_memory: int | str, model: OptimizedModel, x: Tensor, given: Tensor) -> list[Tensor]:
+    """The model's results of x, made of `given`; both are here already and count, except with "auto"."""
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (x, given) if tensor.device == x.device}
+    taken = sum(held.values())
+    limit = _share_of_free(x.device) if max_memory == AUTO else parse_size(max_memory) - taken
+    try:
+        return model(x) if limit is None else model(x, max_memory=max(limit, 1))
+    except MemoryLimitError as error:
+        if max_memory == AUTO:
+            raise
+        raise MemoryLimitError(error.shape, limit + taken, error.least + taken) from None
+
+
+def _share_of_free(device: torch.device) -> int | None:
+    free = available_memory(device)
+    return None if free is None else int(SHARE_OF_FREE * free)
+
+
 def _first_weight(model: nn.Module) -> Tensor | None:
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
@@ -187,7 +248,10 @@ def _first_weight(model: nn.Module) -> Tensor | None:
 
 @contextmanager
 def _inference(
-    model: nn.Module, dtype: torch.dtype | None, fallback: str | torch.device
+    model: nn.Module,
+    dtype: torch.dtype | None,
+    fallback: str | torch.device,
+    max_memory: int | str | None,
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """The model as a function from pictures to restored ones, in eval mode for as long as it lasts."""
     weight = _first_weight(model)
@@ -196,12 +260,13 @@ def _inference(
 
     def run(x: Tensor) -> Tensor:
         try:
-            outputs = model(x.to(device=device, dtype=held))
+            moved = x.to(device=device, dtype=held)
+            outputs = model(moved) if max_memory is None else _run_within(max_memory, model, moved, x)
         except (MemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
                 raise MemoryError(
                     f"not enough memory on {device} for {x.shape[3]}x{x.shape[2]} pixels at once: "
-                    "use tiles, or smaller ones"
+                    "bound it by max_memory, or use tiles, or smaller ones"
                 ) from error
             raise
         y = outputs[-1] if isinstance(outputs, (list, tuple)) else outputs
@@ -232,20 +297,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     return "allocate memory" in str(error) or "not enough memory" in str(error)  # the CPU's allocator
 
 
-def _restore_batch(
-    run: Callable[[Tensor], Tensor],
-    batch: Tensor,
-    tile: int | None,
-    overlap: int,
-    multiple: int,
-    minimum: int,
-) -> Tensor:
-    """Continue (N, 3, H, W) to a size the model takes, run it whole or in tiles, crop and clamp."""
-    height, width = batch.shape[2:]
+def _continued(batch: Tensor, multiple: int, minimum: int) -> Tensor:
+    """(N, 3, H, W) continued to a size that the model takes; itself where it has one."""
     for axis in (2, 3):
-        batch = _reflect_to(batch, axis, _next_multiple(max(batch.shape[axis], minimum), multiple))
-    restored = run(batch) if tile is None else _run_tiles(run, batch, tile, overlap, multiple)
-    return restored[:, :, :height, :width].clamp(0, 1)
+        size = _next_multiple(max(batch.shape[axis], minimum), multiple)
+        if size > batch.shape[axis]:
+            batch = _reflect_to(batch, axis, size)
+    return batch
 
 
 def _reflect_to(x: Tensor, axis: int, size: int) -> Tensor:
@@ -310,6 +368,7 @@ def restore_files(
     *,
     tile: int | None = None,
     overlap: int = 32,
+    max_memory: int | str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     compare: bool = False,
@@ -317,7 +376,8 @@ def restore_files(
     """Restore picture files, with a progress bar on the terminal's error output.
 
     Args:
-        model, tile, overlap, dtype, device: as in `restore`.
+        model, tile, overlap, max_memory, dtype, device: as in `restore`; a picture for which "auto" means
+            bands is noted on the terminal's error output.
         inputs: files, folders (their pictures by suffix, not those of sub-folders) and patterns such
             as "shots/*.jpg" or "shots/**/*.png"; a file named twice is restored once.
         output: a folder, made if missing, where each result keeps its input's name (formats that
@@ -340,7 +400,11 @@ def restore_files(
     targets = _targets(sources, Path(output))
     _check_collisions(sources, targets, compare)
     _check_tiles(model, tile, overlap)
+    _check_memory(model, tile, max_memory)
     model = _moved(model, dtype, device)
+    if max_memory is not None:
+        model, dtype = _bounded(model, dtype), None
+    options = {"tile": tile, "overlap": overlap, "max_memory": max_memory, "dtype": dtype}
     report = Report()
     with output_folder(targets[0].parent), _progress() as progress:
         task = progress.add_task("restoring", total=len(sources))
@@ -348,7 +412,11 @@ def restore_files(
             progress.update(task, description=source.name)
             try:
                 before = _read_for(source, target)
-                after = restore(model, before, tile=tile, overlap=overlap, dtype=dtype)
+                if max_memory == AUTO and (note := _note_of_bands(model, *before.size)):
+                    progress.console.print(
+                        f"{source.name}: {note}", markup=False, highlight=False, soft_wrap=True
+                    )
+                after = restore(model, before, **options)
                 images.write(after, target)
                 report.written.append(target)
                 if compare:
@@ -358,6 +426,20 @@ def restore_files(
                 report.failed[source] = _reason(error, source)
             progress.advance(task)
     return report
+
+
+def _note_of_bands(model: OptimizedModel, width: int, height: int) -> str | None:
+    """What is to be said where the free memory does not allow the whole picture at once."""
+    weight = _first_weight(model)
+    limit = _share_of_free(weight.device)
+    picture = _continued(torch.empty(1, 3, height, width, device="meta"), *_sizes(model))
+    whole = whole_memory(model.settings["width"], model.dtype or weight.dtype, picture)
+    if limit is None or whole <= limit:
+        return None
+    return (
+        f"at once it would take {format_size(whole)} of memory and {format_size(limit)} may be used: "
+        "computed in bands, with the same result"
+    )
 
 
 def find_pictures(inputs: Sequence[str | os.PathLike]) -> list[Path]:

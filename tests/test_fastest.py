@@ -41,7 +41,7 @@ def test_the_fastest_is_called_and_measured_once_for_a_shape():
     fastest(torch.zeros(2, 4, dtype=torch.float64), None, None)
     assert len(timed) == 12
     assert {name for name, _ in fastest.chosen.values()} == {"kernel"}
-    key = ((2, 3), torch.float32)
+    key = (None, (2, 3), torch.float32)
     assert fastest.chosen[key] == ("kernel", {"library": 2.0, "kernel": 1.0, "other": 3.0})
 
 
@@ -54,6 +54,17 @@ def test_what_fails_is_left_out_with_a_warning():
     fastest, *_ = make({"library": RuntimeError("no memory"), "kernel": RuntimeError("no kernel")})
     with pytest.warns(UserWarning), pytest.raises(RuntimeError, match="no memory"):
         fastest(torch.zeros(2, 3))
+
+
+def test_a_table_is_shared_by_those_of_one_label():
+    chosen = {}
+    parts = []
+    for label, times in [("3x3", (2.0, 1.0)), ("3x3", (1.0, 2.0)), ("1x1", (1.0, 2.0))]:
+        part, timed, current = make({"library": times[0], "kernel": times[1]})
+        part.label, part.chosen = label, chosen
+        part(torch.zeros(2, 3))
+        parts.append((len(timed), current[0]))
+    assert parts == [(2, "kernel"), (0, "kernel"), (2, "library")]
 
 
 def test_one_candidate_is_not_measured():

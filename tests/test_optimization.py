@@ -16,6 +16,7 @@ from torch import nn
 
 import irnext
 from irnext import optimization
+from irnext.ops import convolution
 from irnext.optimization import (
     Convolution,
     GraphCache,
@@ -120,21 +121,18 @@ def test_every_library_and_layout(monkeypatch, winograd, onednn, channels_last):
 
 
 def test_winograd_serves_where_it_is_fastest(monkeypatch):
-    serves, there = optimization.winograd_serves, bool(irnext.backends()["cpu"])
-    fast = there and torch.ops.irnext.cpu_instructions() != "baseline"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    assert [serves(dtype) for dtype in optimization.DTYPES] == [fast, fast, fast, False]
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert [serves(dtype) for dtype in optimization.DTYPES] == [fast, fast, False, False]
-    if there:
-        current = torch.ops.irnext.cpu_instructions()
-        try:
-            torch.ops.irnext.cpu_instructions("baseline")
-            assert not serves(torch.float32)
-        finally:
-            torch.ops.irnext.cpu_instructions(current)
-    monkeypatch.setattr(torch.ops, "irnext", types.SimpleNamespace())  # as without the compiled library
-    assert not serves(torch.float32)
+    def served() -> list[bool]:
+        return [convolution.winograd_serves(dtype) for dtype in optimization.DTYPES]
+
+    if irnext.backends()["cpu"]:
+        assert (torch.ops.irnext.cpu_instructions() != "baseline") == convolution._COMPILED
+    monkeypatch.setattr(convolution, "_COMPILED", True)
+    monkeypatch.setattr(convolution, "_MATRIX_UNITS", False)
+    assert served() == [True, True, True, False]
+    monkeypatch.setattr(convolution, "_MATRIX_UNITS", True)
+    assert served() == [True, True, False, False]
+    monkeypatch.setattr(convolution, "_COMPILED", False)
+    assert not any(served())
 
 
 def test_winograd_is_for_square_convolutions_of_whole_vectors():

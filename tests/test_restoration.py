@@ -13,7 +13,8 @@ from skimage import data
 from torch import nn
 
 import irnext
-from irnext import images
+from irnext import bands, images, restoration
+from irnext.optimization import OptimizedModel
 from irnext.restoration import restore, restore_files
 
 
@@ -303,6 +304,82 @@ def test_tiles_change_little_where_the_statistics_are_alike(model):
 def test_tiles_that_cannot_be_are_refused(model, tile, overlap, message):
     with pytest.raises(ValueError, match=message):
         restore(model, photograph(8, 8), tile=tile, overlap=overlap)
+
+
+# ---- bounded memory --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"max_memory": "8X"}, "memory size '8X'"),
+        ({"max_memory": "1G", "tile": 64}, "exclude each other"),
+        ({"max_memory": "1K"}, "8x9 pixels|64x64 pixels need at least"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        restore(model, photograph(8, 9), **options)
+
+
+def test_only_an_irnext_can_be_bounded():
+    with pytest.raises(ValueError, match="the model is Recorder: use tile"):
+        restore(Recorder(), photograph(8, 8), max_memory="1G")
+
+
+def test_what_restoring_holds_itself_counts(model, monkeypatch):
+    """The picture continued and, in another type, once more; the picture given does not."""
+    given = []
+    forward = OptimizedModel.forward
+
+    def record(self, x, max_memory=None):
+        given.append(max_memory)
+        return forward(self, x)
+
+    monkeypatch.setattr(OptimizedModel, "forward", record)
+    size = 3 * 64 * 96 * 4
+    restore(model, photograph(40, 70), max_memory=10**9)
+    restore(copy.deepcopy(model).bfloat16(), photograph(40, 70), max_memory=10**9)
+    assert given == [10**9 - size, 10**9 - size - size // 2]
+
+
+def test_a_bounded_model_computes_in_the_type_asked_for(model):
+    x = torch.rand(3, 64, 64)
+    for made in (model, irnext.optimize(model)):
+        for dtype in (None, torch.bfloat16, torch.float64):
+            expected = irnext.optimize(model, dtype)(x[None])[-1][0].clamp(0, 1)
+            assert torch.equal(restore(made, x, max_memory="1G", dtype=dtype), expected)
+
+
+def test_a_callers_tensor_is_not_what_the_model_gets():
+    class Spoiling(nn.Module):
+        def forward(self, x):
+            return x.zero_()
+
+    x = torch.rand(1, 3, 64, 64)
+    before = x.clone()
+    restore(Spoiling(), x)
+    assert torch.equal(x, before)
+
+
+def test_auto_takes_bands_where_the_free_memory_is_too_small(model, folder, tmp_path, monkeypatch, capsys):
+    optimized = irnext.optimize(model)
+    restore_files(optimized, [folder / "b.png"], tmp_path / "a.png", max_memory="auto")
+    assert "computed in bands" not in capsys.readouterr().err
+    with pytest.raises(ValueError) as caught:
+        optimized(torch.rand(1, 3, 64, 64), max_memory=1)
+    free = int(caught.value.least / 0.9) + 2
+    monkeypatch.setattr(restoration, "available_memory", lambda device: free)
+    monkeypatch.setattr(restoration, "whole_memory", lambda *_: 2 * free)
+    report = restore_files(optimized, [folder / "b.png"], tmp_path / "b.png", max_memory="auto")
+    assert not report.failed
+    assert "b.png: at once it would take" in capsys.readouterr().err
+    a, b = (np.asarray(images.read(tmp_path / name), int) for name in ("a.png", "b.png"))
+    assert abs(a - b).max() <= 1
+    monkeypatch.setattr(restoration, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(bands, "whole_memory", lambda *_: 2 * free)
+    report = restore_files(optimized, [folder / "b.png"], tmp_path / "c.png", max_memory="auto")
+    assert "64x64 pixels need at least" in report.failed[folder / "b.png"]
 
 
 # ---- files ---------------------------------------------------------------------------------------

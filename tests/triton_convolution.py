@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from irnext.kernels import configuration
 from irnext.kernels.convolution import can_serve, conv2d_bias_act, conv2d_bias_act_pair
 from irnext.kernels.launch import needs_int64, recording
+from torch import nn
 from triton_support import DEVICE, FLOOR, assert_as_good, draw, poisoned  # noqa: F401
+
+from irnext.blocks import Conv
+from irnext.optimization import Convolution, FastestConvolution, Plan, TritonConvolution, convolve_joined
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Several tiles in every direction, even of tiny planes.
@@ -201,3 +205,66 @@ def test_tiles_fit_tensor_cores(channels):
             assert side >= 16
             assert side == configuration.power_of_two(side)
         assert config.columns <= 32
+
+
+# ---- in the optimized model ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", (1, 3))
+@pytest.mark.parametrize("activation", (None, "gelu"))
+def test_the_part_of_the_optimized_model(size, activation):
+    torch.manual_seed(0)
+    conv = Conv(16, 32, size, activation=activation).to(DEVICE)
+    plan = Plan(torch.float32, torch.channels_last)
+    parts = [make(conv, plan, activation == "gelu") for make in (Convolution, TritonConvolution)]
+    x, residual = draw(2, 16, 5, 7).to(DEVICE), channels_last(draw(2, 32, 5, 7).to(DEVICE))
+    with torch.no_grad():
+        for added in (None, residual):
+            expected, found = (part(x, residual=added, overwrite=True) for part in parts)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_part_is_chosen_by_measurement():
+    conv = Conv(16, 16, activation="gelu").to(DEVICE)
+    plan = Plan(torch.float32, torch.channels_last, FastestConvolution)
+    x = channels_last(draw(1, 16, 5, 7).to(DEVICE))
+    part = plan.part(conv)
+    timed = []
+    part.milliseconds = lambda run: timed.append(run()) or 1 / len(timed)  # the second is the faster
+    with torch.no_grad():
+        found = part(x, residual=None, overwrite=True)
+        torch.testing.assert_close(found, conv(x), rtol=1e-5, atol=1e-5)
+    ((name, times),) = plan.choices.values()
+    assert name == "Triton" and times == {"PyTorch": 1.0, "Triton": 0.5}
+
+
+def test_a_pair_in_the_optimized_model():
+    conv = Conv(32, 16, 1, activation="gelu").to(DEVICE)
+    part = Plan(torch.float32, torch.channels_last, FastestConvolution).part(conv)
+    x, other = (channels_last(draw(1, 16, 5, 7).to(DEVICE)) for _ in range(2))
+    results = []
+    part.of_pair.milliseconds = lambda run: results.append(run()) or 1.0
+    with torch.no_grad():
+        convolve_joined(part, [x, other])
+        expected = conv(torch.cat((x, other), 1))
+    assert len(results) == 2
+    for found in results:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(16, 16, 3, stride=2, padding=1),
+        nn.Conv2d(16, 16, 3),
+        nn.Conv2d(16, 16, 5, padding=2),
+        nn.Conv2d(16, 16, 3, padding=2, dilation=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=4),
+        nn.ConvTranspose2d(16, 16, 4, stride=2, padding=1),
+    ],
+)
+def test_other_convolutions_stay_with_pytorch(conv):
+    assert not TritonConvolution.can_serve(conv, torch.float32)
+    assert list(FastestConvolution(conv, Plan(torch.float32, torch.channels_last), False).candidates) == [
+        "PyTorch"
+    ]

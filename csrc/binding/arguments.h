@@ -6,11 +6,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "irnext/geometry.h"
+#include "irnext/pyramid.h"
 #include "irnext/tensor.h"
 #include "irnext/window.h"
 
@@ -166,6 +168,70 @@ inline stable::Tensor numbers(const stable::Tensor& tensor, int64_t count, const
                   wide_type(x) == ScalarType::Double ? "float64" : "float32");
   check_beside(tensor, x, name);
   return dense(tensor);
+}
+
+// ---- pyramids ----
+
+constexpr int64_t kLongestSide = INT32_MAX;  // products of two sides fit into 64 bits
+
+// A new tensor of the samples, channels and type of `like`: channels_last where the channels of `like` lie side by
+// side, else contiguous.
+inline stable::Tensor empty_plane(const stable::Tensor& like, int64_t h, int64_t w) {
+  using torch::headeronly::MemoryFormat;
+  const Sizes sizes{like.size(0), like.size(1), h, w};
+  return stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                       channels_adjacent(like) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline void check_sides(int64_t h, int64_t w, const char* name) {
+  STD_TORCH_CHECK(h <= kLongestSide && w <= kLongestSide, name, " is ", h, "x", w, ": a side may have at most ",
+                  kLongestSide, " pixels");
+}
+
+inline void check_rates(const Sizes& rates, int64_t h, int64_t w) {
+  check_sides(h, w, "the plane");
+  for (const int64_t rate : rates)
+    STD_TORCH_CHECK(rate >= 1 && rate <= h && rate <= w, "rate ", rate,
+                    " must be between 1 and the sides of the plane, ", h, "x", w);
+}
+
+// The gradients of the pools of a plane of `size`, one for each rate.
+inline void check_pools(const std::vector<stable::Tensor>& grads, const Sizes& rates, const Sizes& size) {
+  STD_TORCH_CHECK(!grads.empty() && grads.size() == rates.size(), "there must be a gradient for each of ",
+                  rates.size(), " rates, at least one, got ", grads.size());
+  STD_TORCH_CHECK(size.size() == 2, "size must be rows and columns");
+  check_rates(rates, size[0], size[1]);
+  const stable::Tensor& first = grads[0];
+  STD_TORCH_CHECK(first.dim() == 4, "gradients must be (N, C, h, w)");
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const stable::Tensor& grad = grads[i];
+    const int64_t h = size[0] / rates[i], w = size[1] / rates[i];
+    STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == first.size(0) && grad.size(1) == first.size(1) &&
+                        grad.size(2) == h && grad.size(3) == w && grad.scalar_type() == first.scalar_type(),
+                    "gradient ", i, " must be (", first.size(0), ", ", first.size(1), ", ", h, ", ", w,
+                    ") in the type of the first");
+    check_beside(grad, first, "every gradient");
+  }
+}
+
+// Whether "gelu" is the activation; none is the other one there is.
+inline bool gelu_of(const std::optional<std::string>& activation) {
+  STD_TORCH_CHECK(!activation || *activation == "gelu", "unknown activation '", activation.value_or(""),
+                  "': choose gelu or none");
+  return activation.has_value();
+}
+
+inline void check_branches(const stable::Tensor& x, const std::vector<stable::Tensor>& branches) {
+  STD_TORCH_CHECK(x.dim() == 4, "x must be (N, C, H, W)");
+  check_sides(x.size(2), x.size(3), "x");
+  for (size_t i = 0; i < branches.size(); ++i) {
+    const stable::Tensor& branch = branches[i];
+    STD_TORCH_CHECK(branch.dim() == 4 && branch.size(0) == x.size(0) && branch.size(1) == x.size(1) &&
+                        branch.size(2) > 0 && branch.size(3) > 0 && branch.scalar_type() == x.scalar_type(),
+                    "branch ", i, " must be (", x.size(0), ", ", x.size(1), ", h, w) with pixels, in the type of x");
+    check_sides(branch.size(2), branch.size(3), "a branch");
+    check_beside(branch, x, "every branch");
+  }
 }
 
 }  // namespace irnext::binding

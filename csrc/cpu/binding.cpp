@@ -12,7 +12,7 @@
 
 #include "attention.h"
 #include "binding/arguments.h"
-#include "kernels.h"
+#include "tasks.h"
 
 namespace {
 
@@ -25,19 +25,15 @@ using irnext::cpu::AttentionParameters;
 using irnext::cpu::AttentionShape;
 using irnext::cpu::Prediction;
 using irnext::cpu::Tasks;
+using irnext::cpu::along_channels;
+using irnext::cpu::kTaskElements;
+using irnext::cpu::kTasks;
+using irnext::cpu::run;
 
-// Enough tasks for the largest machines, none smaller than what is worth a thread.
-constexpr int64_t kTasks = 256, kTaskElements = 16384;
 // Channels of a task that forms local means: what it keeps of a row must stay in cache.
 constexpr int64_t kMeanChannels = 16;
 // Samples that are read twice are taken together up to this size, so that they are still in cache.
 constexpr int64_t kCachedElements = 1 << 18;
-
-// Whether to compute along the channels: they lie side by side, and fill a vector at least.
-bool along_channels(const stable::Tensor& tensor) {
-  const int64_t lanes = irnext::cpu::kernels().vector_bytes / (wide_type(tensor) == ScalarType::Double ? 8 : 4);
-  return channels_adjacent(tensor) && tensor.size(1) >= lanes;
-}
 
 Tasks cut(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, const Window& window) {
   int64_t blocks = c;
@@ -50,14 +46,6 @@ Tasks cut(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, const 
       std::max<int64_t>(std::min(h / std::max<int64_t>(2 * window.rows, 1), block * h * w / kTaskElements), 1);
   const int64_t rows = std::max<int64_t>((h + std::min(wanted, most) - 1) / std::min(wanted, most), 1);
   return {channels_last, block, units, (h + rows - 1) / rows, rows};
-}
-
-template <class Call>
-void run(void (*kernel)(const Call&, int64_t, int64_t), const Call& call, int64_t elements) {
-  const int64_t tasks = call.tasks.count();
-  if (tasks == 0 || elements == 0) return;
-  const int64_t grain = std::max<int64_t>(2 * kTaskElements * tasks / elements, 1);
-  stable::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) { kernel(call, begin, end); });
 }
 
 // A contiguous tensor by the quickest way there is: for small results that are made often.

@@ -9,10 +9,10 @@
 namespace irnext::cpu {
 
 extern const Kernels kernels_baseline;
-extern const WinogradKernel winograd_baseline;
+extern const WinogradKernels winograd_baseline;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512;
-extern const WinogradKernel winograd_avx2, winograd_avx512;
+extern const WinogradKernels winograd_avx2, winograd_avx512;
 #endif
 
 namespace {
@@ -44,7 +44,7 @@ std::atomic<const Kernels*> chosen{fastest()};
 
 const Kernels& kernels() { return *chosen.load(std::memory_order_relaxed); }
 
-WinogradKernel winograd() {
+const WinogradKernels& winograd() {
 #if defined(__x86_64__)
   const Kernels* current = &kernels();
   if (current == &kernels_avx512) return winograd_avx512;

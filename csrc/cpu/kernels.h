@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "irnext/geometry.h"
+#include "irnext/pyramid.h"
 #include "irnext/tensor.h"
 #include "irnext/window.h"
 
@@ -62,6 +63,42 @@ struct BackwardCall {
   Tasks tasks;
 };
 
+// One pool of a pyramid, (n, c, h / rate, w / rate). Rates stand in chains, each a multiple of the one before.
+struct PoolLevel {
+  int64_t rate;
+  bool first;  // of its chain
+  Tensor pool;
+};
+
+// The pools of x, of one chain, or in the adjoint x as the sum of what it takes part in, of all.
+struct PoolCall {
+  int64_t n, c, h, w;
+  Tensor x;
+  const PoolLevel* levels;
+  int64_t count;
+  Tasks tasks;  // for the pools their rows are a multiple of the last rate
+};
+
+// A branch of a merge, where the columns of x fall in it, and its gradient.
+struct Branch {
+  Tensor branch, gradient;
+  Aligned rows, columns;
+  const int32_t* below;  // (w of x): columns.below
+  const void* share;     // (w of x): columns.share
+  const int32_t* first;  // (w + 1): columns.first; for the gradient
+  void* partial;         // (tasks, 4, w, padded block): sums that tasks share, as merge_backward writes them
+};
+
+// y = activation(x + the branches, up-sampled), or the gradients: dx as y, whose data is null without activation.
+struct MergeCall {
+  int64_t n, c, h, w;
+  Tensor x, grad, y;
+  const Branch* branches;
+  int64_t count;
+  bool gelu;
+  Tasks tasks;
+};
+
 struct Kernels {
   const char* name;
   int64_t vector_bytes;
@@ -70,6 +107,12 @@ struct Kernels {
   void (*local_mean_backward)(const LocalMeanCall&, int64_t begin, int64_t end);
   void (*forward)(const ForwardCall&, int64_t begin, int64_t end);
   void (*backward)(const BackwardCall&, int64_t begin, int64_t end);
+  void (*pool_pyramid)(const PoolCall&, int64_t begin, int64_t end);
+  void (*pool_pyramid_backward)(const PoolCall&, int64_t begin, int64_t end);
+  void (*merge_pyramid)(const MergeCall&, int64_t begin, int64_t end);
+  void (*merge_pyramid_backward)(const MergeCall&, int64_t begin, int64_t end);
+  // After all tasks of merge_pyramid_backward: the rows of branches that several of them, or none, added to.
+  void (*merge_pyramid_backward_shared)(const MergeCall&, int64_t begin, int64_t end);
 };
 
 const Kernels& kernels();
