@@ -22,6 +22,7 @@ from irnext.optimization import (
     GraphCache,
     OneDNNConvolution,
     OptimizedModel,
+    TritonConvolution,
     WinogradConvolution,
     optimize,
 )
@@ -544,6 +545,27 @@ def test_on_a_gpu(index, dtype, graphs, monkeypatch):
             allowed = max(1e-5, 2 * worst_error(model(x), expected))
         assert worst_error(made(x), expected) < allowed
     assert isinstance(made._prepared, GraphCache) == graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not irnext.backends()["triton"], reason="there is no Triton")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_all_convolutions_by_triton_on_a_gpu(dtype, monkeypatch):
+    def forced(conv, plan, gelu):
+        serves = TritonConvolution.can_serve(conv, plan.dtype)
+        return (TritonConvolution if serves else Convolution)(conv, plan, gelu)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = copy.deepcopy(cached_model(0)).cuda()
+    x = picture(2, 3, 96, 160).cuda()
+    expected = exact(model, x)
+    with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        allowed = max(1e-5, 2 * worst_error(model(x), expected))
+    measured = optimize(model, dtype=dtype)
+    assert worst_error(measured(x), expected) < allowed
+    assert {name for name, _ in measured.choices().values()} <= {"PyTorch", "Triton"} and measured.choices()
+    monkeypatch.setattr(optimization, "FastestConvolution", forced)
+    assert worst_error(optimize(model, dtype=dtype)(x), expected) < allowed
 
 
 @pytest.mark.gpu
