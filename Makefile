@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 	$(BIN)/irnext demo -o demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -33,6 +33,10 @@ LIBRARY = irnext.backends()["cpu"].available
 COMPILER = shutil.which("g++")
 
 
+# What takes minutes to export is exported once, so the tests that share it run in one process (pytest-xdist).
+one_process = pytest.mark.xdist_group("export")
+
+
 def make_model(**settings) -> irnext.IRNeXt:
     return randomise(irnext.IRNeXt(**{"blocks": 1, "width": 8, "pool_rates": (2,), **settings})).eval()
 
@@ -81,6 +85,7 @@ def run_python(code: str, folder: Path, **environment: str) -> subprocess.Comple
     return result
 
 
+@one_process
 @pytest.mark.parametrize("code", [RUN_PT2, RUN_AOTI, RUN_ONNX], ids=["pt2", "aoti", "onnx"])
 def test_examples_give_the_models_numbers_in_a_fresh_process(model, written, code):
     keep = "\nimport torch\ntorch.save([torch.as_tensor(t) for t in (picture, quarter, half, full)], 'found')"
@@ -89,6 +94,7 @@ def test_examples_give_the_models_numbers_in_a_fresh_process(model, written, cod
     assert_close(found, model, picture)
 
 
+@one_process
 @pytest.mark.skipif(not (LIBRARY and COMPILER), reason="needs the compiled library and a C++ compiler")
 def test_the_package_runs_from_cpp(model, written):
     (written / "restore.cpp").write_text(CPP[0])
@@ -107,6 +113,7 @@ def test_the_package_runs_from_cpp(model, written):
     assert relative_error(found, exact(model, picture)[2]) < 1e-5
 
 
+@one_process
 def test_the_package_serves_other_sizes_and_checks_them_where_asked(model, written):
     code = (
         "import irnext, torch\n"
@@ -143,6 +150,7 @@ def test_what_is_compiled_computes_in_the_type_asked_for(monkeypatch, tmp_path):
 # ---- torch.export --------------------------------------------------------------------------------
 
 
+@one_process
 def test_a_program_serves_other_sizes_and_refuses_wrong_ones(model, written):
     restore = torch.export.load(written / "restore.pt2").module()
     for size in ((1, 3, 64, 64), (3, 3, 64, 288)):
@@ -176,6 +184,7 @@ def assert_onnx(path: Path, model: irnext.IRNeXt) -> None:
         assert_close(session.run(None, {"picture": picture.numpy()}), model, picture)
 
 
+@one_process
 def test_onnx_of_the_example_is_standard(model, written):
     assert_onnx(written / "restore.onnx", model)
 
