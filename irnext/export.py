@@ -150,7 +150,13 @@ def _trace(module: nn.Module, weight: Tensor) -> ExportedProgram:
     least = IRNeXt.minimum_size // IRNeXt.size_multiple
     rows, columns = (IRNeXt.size_multiple * Dim(name, min=least) for name in ("rows", "columns"))
     sizes = {0: Dim("batch", min=1), 2: rows, 3: columns}
-    return torch.export.export(module, (picture,), dynamic_shapes=(sizes,), strict=False)
+    with ops.use_backend(_backend(weight.device.type)):
+        return torch.export.export(module, (picture,), dynamic_shapes=(sizes,), strict=False)
+
+
+def _backend(device: str) -> str:
+    """The compiled backend of a device, whose operators need no Python; without it PyTorch's operators."""
+    return device if ops.backends().get(device) else "reference"
 
 
 def _in_pytorch(program: ExportedProgram, names: Iterable[str]) -> ExportedProgram:

@@ -51,7 +51,8 @@ def format_size(size: int) -> str:
 def available_memory(device: torch.device) -> int | None:
     """Bytes that tensors can still take on a device, None where nothing tells."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept  # PyTorch gives out again what it keeps
     if device.type != "cpu":
         return None
     free = list(_left_to_control_group())

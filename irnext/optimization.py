@@ -8,6 +8,7 @@ projection. On GPUs the kernels of one input shape are recorded and launched as 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import threading
@@ -678,7 +679,9 @@ class OptimizedModel(nn.Module):
         if x.device != weight.device:
             raise ValueError(f"x is on {x.device} but the model is on {weight.device}; move them together")
         limit = self.max_memory if max_memory is None else parse_size(max_memory)
-        with torch.no_grad(), ops.full_precision(x.device.type):
+        # Events and graphs are of the current device.
+        there = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+        with torch.no_grad(), ops.full_precision(x.device.type), there:
             prepared = self._prepare()
             if limit is None:
                 return prepared(x)

@@ -106,8 +106,8 @@ def restore(
     if isinstance(image, Tensor) and batch.data_ptr() == image.data_ptr():
         batch = batch.clone()  # models may write over what they get
     model = _moved(model, dtype, device)
-    if max_memory is not None:
-        model, dtype = _bounded(model, dtype), None
+    if max_memory is not None or isinstance(model, OptimizedModel):
+        model, dtype = _optimized(model, dtype), None
     with _inference(model, dtype, fallback, max_memory) as run:
         restored = run(batch) if tile is None else _run_tiles(run, batch, tile, overlap, _sizes(model)[0])
     result = restored[:, :, :height, :width].clamp(0, 1)
@@ -214,10 +214,13 @@ def _moved(model: nn.Module, dtype: torch.dtype | None, device: str | torch.devi
     return copy.deepcopy(model).to(device, dtype)
 
 
-def _bounded(model: nn.Module, dtype: torch.dtype | None) -> OptimizedModel:
-    """The model optimized, which can compute within a limit; itself where it is and computes in `dtype`."""
-    if isinstance(model, OptimizedModel) and dtype in (None, model.dtype):
-        return model
+def _optimized(model: nn.Module, dtype: torch.dtype | None) -> OptimizedModel:
+    """The model optimized for `dtype`: itself where it is already."""
+    if isinstance(model, OptimizedModel):
+        computes_in = model.dtype or _first_weight(model).dtype
+        if dtype in (None, computes_in):
+            return model
+        return optimize(model, dtype, model.channels_last, model.graphs)
     if any(module.training for module in model.modules()):
         model = copy.deepcopy(model).eval()
     return optimize(model, dtype)
@@ -402,8 +405,8 @@ def restore_files(
     _check_tiles(model, tile, overlap)
     _check_memory(model, tile, max_memory)
     model = _moved(model, dtype, device)
-    if max_memory is not None:
-        model, dtype = _bounded(model, dtype), None
+    if max_memory is not None or isinstance(model, OptimizedModel):
+        model, dtype = _optimized(model, dtype), None
     options = {"tile": tile, "overlap": overlap, "max_memory": max_memory, "dtype": dtype}
     report = Report()
     with output_folder(targets[0].parent), _progress() as progress:
@@ -438,7 +441,7 @@ def _note_of_bands(model: OptimizedModel, width: int, height: int) -> str | None
         return None
     return (
         f"at once it would take {format_size(whole)} of memory and {format_size(limit)} may be used: "
-        "computed in bands, with the same result"
+        "computed in bands, with the same result within rounding"
     )
 
 

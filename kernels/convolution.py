@@ -130,12 +130,11 @@ def can_serve(
 
 
 def _precision(x: Tensor) -> str:
-    """How tensor cores multiply float32: rounded to TF32 where PyTorch may do so in all its products,
-    else in three products of two parts each, nearly as exact as float32's own."""
+    """How tensor cores multiply float32: rounded to TF32 where PyTorch's convolutions may be, else in
+    three products of two parts each, nearly as exact as float32's own."""
     if x.dtype != torch.float32:
         return "ieee"
-    rounded = torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
-    return "tf32" if rounded else "tf32x3"
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
 def _check(sources: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
@@ -203,8 +202,8 @@ def conv2d_bias_act(
 
     Returns:
         y (N, K, H, W) and z alike, empty unless kept; in x's type, channels_last. Sums are taken, and
-        everything is added, in float32. Products of float32 are rounded to TF32 only where both
-        torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32 are set.
+        everything is added, in float32. Products of float32 are rounded to TF32 where those of
+        PyTorch's convolutions are: where torch.backends.cudnn.allow_tf32 is set.
 
     Raises:
         RuntimeError: what does not fit, or what `can_serve` refuses.

@@ -238,3 +238,30 @@ def test_errors_say_what_is_wrong():
     for gradient in (grad[:1], grad[:, :16], grad[..., :4], grad.bfloat16(), grad[0]):
         with pytest.raises(RuntimeError, match="grad must be"):
             OPS.conv2d_backward(gradient, x, weight, True, True, True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_kept_gives_the_very_results_again(dtype):
+    x, weight, bias, *_ = (t.to(dtype) for t in operands((2, 32, 11, 14), 48))
+    y, z = OPS.fused_conv2d(x, weight, bias, "gelu", None, True)
+    assert torch.equal(OPS.merge_pyramid(z, [], "gelu"), y)
+
+
+def test_a_residual_alone_has_its_gradient():
+    x, weight, bias, residual, grad = operands((1, 16, 9, 8), 16)
+    residual.requires_grad_()
+    ops.conv2d_bias_act(x, weight, bias, "gelu", residual).backward(grad)
+    assert torch.equal(residual.grad, grad)
+
+
+@pytest.mark.parametrize("channels", (12, 16))
+def test_shapes_are_checked_whatever_serves(channels):
+    x, weight, bias, residual, _ = operands((1, channels, 9, 8), channels)
+    with pytest.raises(ValueError, match=r"residual has shape \(1, \d+, 1, 1\): it must be"):
+        ops.conv2d_bias_act(x, weight, bias, None, residual[..., :1, :1])
+    with pytest.raises(ValueError, match="bias has shape"):
+        ops.conv2d_bias_act(x, weight, bias[:1])
+    with pytest.raises(RuntimeError):
+        ops.conv2d_bias_act(x, weight, bias.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.conv2d_bias_act(x.half(), weight, bias).dtype == torch.bfloat16

@@ -177,23 +177,15 @@ def test_layouts_are_not_changed_behind_the_scenes():
         conv2d_bias_act(draw(1, 16, 4, 5), draw(8, 16, 3, 3))
 
 
-@pytest.mark.parametrize("convolutions", [True, False])
-@pytest.mark.parametrize("products", [True, False])
-def test_float32_is_rounded_only_where_that_is_allowed(products, convolutions):
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    wanted = {torch.float32: "tf32" if products and convolutions else "tf32x3", torch.float16: "ieee"}
-    try:
-        for backend, allowed in zip(backends, (products, convolutions), strict=True):
-            backend.allow_tf32 = allowed
-        for dtype, precision in wanted.items():
-            x = channels_last(torch.empty(1, 16, 4, 5, device="meta", dtype=dtype))
-            with recording() as launches:
-                conv2d_bias_act(x, x.new_empty(8, 16, 3, 3))
-            assert [launch.constants["PRECISION"] for launch in launches] == [precision]
-    finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+@pytest.mark.parametrize("allowed", [True, False])
+def test_float32_is_rounded_where_pytorchs_convolutions_are(allowed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    wanted = {torch.float32: "tf32" if allowed else "tf32x3", torch.float16: "ieee"}
+    for dtype, precision in wanted.items():
+        x = channels_last(torch.empty(1, 16, 4, 5, device="meta", dtype=dtype))
+        with recording() as launches:
+            conv2d_bias_act(x, x.new_empty(8, 16, 3, 3))
+        assert [launch.constants["PRECISION"] for launch in launches] == [precision]
 
 
 @pytest.mark.parametrize("channels", [3, 16, 64, 128, 384])

@@ -95,7 +95,11 @@ void transform_output(const WinogradCall& call, const Place& place, const Layout
       Transform<M>::output(sum, results);
       for (int i = 0; i < height; ++i) {
         V result = results[i] + bias;
-        if (z) store(result, z + i * call.z.strides.h + j * call.z.strides.w + k);
+        if (z) {  // the activation is of what is kept, so that it can be computed again
+          T* kept = z + i * call.z.strides.h + j * call.z.strides.w + k;
+          store(result, kept);
+          result = load(kept);
+        }
         if (call.gelu) result = gelu(result);
         if (residual) result += load(residual + i * call.residual.strides.h + j * call.residual.strides.w + k);
         store(result, y + i * call.y.strides.h + j * call.y.strides.w + k);

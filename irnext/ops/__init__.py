@@ -6,7 +6,7 @@ gradients. Nothing here knows of a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from .dispatch import BackendStatus, backends, fused_convolution, implementation, use_backend
 from .recompute import remember
 from .reference import accumulation_dtype, activate, centre_tap, full_precision, modulated_filter
+from .reference import merge_pyramid as merge_by_pytorch
 
 __all__ = [
     "BackendStatus",
@@ -361,12 +362,11 @@ def merge_pyramid(x: Tensor, branches: Sequence[Tensor], activation: str | None 
         if branch.device != x.device:
             raise ValueError(f"a branch is on {branch.device} but x is on {x.device}; move them together")
     branches = [branch.to(x.dtype) for branch in branches]
-    y = implementation("merge_pyramid", x)(x, branches, activation)
-    return remember(y, _merge_again(activation), x, *branches) if torch.is_grad_enabled() else y
-
-
-def _merge_again(activation: str | None) -> Callable[..., Tensor]:
-    return lambda x, *branches: merge_pyramid(x, branches, activation)
+    operator = implementation("merge_pyramid", x)
+    y = operator(x, branches, activation)
+    if operator is merge_by_pytorch or not torch.is_grad_enabled():
+        return y
+    return remember(y, lambda x, *branches: operator(x, list(branches), activation), x, *branches)
 
 
 def conv2d_bias_act(
@@ -385,6 +385,9 @@ def conv2d_bias_act(
         activation: "gelu" (by the error function) or none.
         residual: (N, K, H, W) or none, added last.
 
+    Raises:
+        ValueError: a shape that does not fit, or an unknown activation.
+
     Returns:
         (N, K, H, W); channels_last on CPUs, where float32 and half precision of 3 x 3 filters go by
         Winograd's algorithm, with about twice the rounding error of the direct sum.
@@ -396,15 +399,22 @@ def conv2d_bias_act(
         )
     if activation not in (None, "gelu"):
         raise ValueError(f"unknown activation {activation!r}: choose 'gelu' or None")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}: it must be ({weight.shape[0]},)")
+    if residual is not None and residual.shape != (x.shape[0], weight.shape[0], *x.shape[2:]):
+        expected = (x.shape[0], weight.shape[0], *x.shape[2:])
+        raise ValueError(f"residual has shape {tuple(residual.shape)}: it must be {tuple(expected)}")
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    narrow = x.to(torch.get_autocast_dtype(device)) if autocast and x.dtype == torch.float32 else x
-    operator = fused_convolution(narrow, weight, residual) if autocast or weight.dtype == x.dtype else None
+    narrow = x.to(torch.get_autocast_dtype(device)) if autocast and x.dtype != torch.float64 else x
+    fits = autocast or weight.dtype == x.dtype == (x if bias is None else bias).dtype
+    operator = fused_convolution(narrow, weight, residual) if fits else None
     if operator is not None:
         recorded = any(tensor.requires_grad for tensor in (x, weight, bias) if tensor is not None)
         keep = activation is not None and recorded and torch.is_grad_enabled()
         y, z = operator(narrow, weight, bias, activation, residual, keep)
-        return remember(y, _merge_again("gelu"), z) if keep and residual is None else y
+        merge = implementation("merge_pyramid", narrow)
+        return remember(y, lambda z: merge(z, [], "gelu"), z) if keep and residual is None else y
     if device == "cpu":
         # Convolutions on CPUs run much faster on channels_last, and activations follow the weights.
         weight = weight.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def has_data(tensor: Tensor) -> bool:
+    """Whether the address of the tensor's data is its own: not of an empty, fake or meta tensor."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.numel() > 0
 
 
 class _Kept(NamedTuple):
@@ -43,7 +48,7 @@ class _Origins:
     def kept(self, saved: Tensor) -> _Kept:
         """The origin of `saved`, if it is a recorded tensor that was not written to since, or itself."""
         itself = _Kept(saved, saved._version, None, ())
-        if saved.data_ptr() not in self.entries:
+        if not has_data(saved) or saved.data_ptr() not in self.entries:
             return itself
         reference, version, origin = self.entries[saved.data_ptr()]
         y = reference()
@@ -66,7 +71,7 @@ def remember(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> Ten
 
     That saves memory where the inputs are kept anyway.
     """
-    if not torch.compiler.is_compiling() and _state.origins is not None and y.requires_grad:
+    if not torch.compiler.is_compiling() and _state.origins is not None and y.requires_grad and has_data(y):
         _state.origins.record(y, function, inputs)
     return y
 

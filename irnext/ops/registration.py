@@ -351,6 +351,9 @@ def _fused_conv2d_gradient(operators: Operators, ctx, grad, _):
         return (None,) * 6
     x, weight, bias, z = ctx.saved_tensors
     need_x, need_weight, need_bias, _, need_residual = ctx.needs_input_grad[:5]
+    of_residual = grad if need_residual else None
+    if not (need_x or need_weight or need_bias):
+        return None, None, None, None, of_residual, None
     inner = grad
     if torch.is_grad_enabled():  # to be differentiated again: by operators that can be, from inputs alone
         narrow = weight.to(x.dtype)
@@ -374,7 +377,7 @@ def _fused_conv2d_gradient(operators: Operators, ctx, grad, _):
         dweight.to(weight.dtype) if need_weight else None,
         dbias.to(bias.dtype) if need_bias else None,
         None,
-        grad if need_residual else None,
+        of_residual,
         None,
     )
 
