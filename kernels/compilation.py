@@ -134,7 +134,8 @@ def launches() -> dict[tuple, tuple[str, Launch]]:
     """The distinct launches of all cases by what they are compiled from, each with its first case."""
     found = {}
     for description, call in _cases():
-        with recording() as recorded:
+        # The products of float32 that need the most registers, whatever is set.
+        with recording() as recorded, torch.backends.cudnn.flags(allow_tf32=False):
             call()
         for launch in recorded:
             types = tuple(_specialisation(a) for a in launch.arguments)

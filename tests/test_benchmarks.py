@@ -709,7 +709,7 @@ def test_operators_run_under_pytest_benchmark():
     command = [sys.executable, "-m", "pytest", "-q", "--benchmark-disable", "benchmarks/test_operators.py"]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
-    assert "32 passed" in found.stdout
+    assert "48 passed" in found.stdout
 
 
 def run_training(tmp_path, *more: str) -> tuple[int, list[dict]]:
