@@ -32,6 +32,12 @@ QUERY = (
 )
 
 
+def check(name: str) -> None:
+    """Raise ValueError where a benchmark is to run on "cuda" and there is no such device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but PyTorch sees no CUDA device")
+
+
 def stream() -> Any:
     """A context in which PyTorch's work goes to a stream of its own."""
     return torch.cuda.stream(torch.cuda.Stream())

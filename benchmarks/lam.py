@@ -154,8 +154,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.rounds < 1 or (self.threads is not None and self.threads < 1):
             raise ValueError(f"rounds is {self.rounds}, threads {self.threads}: both must be at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', but PyTorch sees no CUDA device")
+        device.check(self.device)
         for name in self.backends:
             use_backend(name)  # raises, with the reason, where it cannot be used
 

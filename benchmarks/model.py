@@ -114,8 +114,7 @@ class Options:
             parse_size(text)
         if "tf32" in self.dtypes and self.device != "cuda":
             raise ValueError("tf32 is of CUDA devices: choose --device cuda, or float32")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', but PyTorch sees no CUDA device")
+        device.check(self.device)
 
     def settings(self, blocks: int) -> Settings:
         """Of the networks with so many blocks."""

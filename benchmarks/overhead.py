@@ -55,8 +55,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.calls < 1:
             raise ValueError(f"rounds is {self.rounds}, calls {self.calls}: both must be at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', but PyTorch sees no CUDA device")
+        device.check(self.device)
 
 
 @dataclass(frozen=True)

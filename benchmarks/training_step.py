@@ -113,8 +113,7 @@ class Options:
             )
         if self.size < 64 or self.size % 32:
             raise ValueError(f"size is {self.size}: it must be a multiple of 32, at least 64")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is 'cuda', but PyTorch sees no CUDA device")
+        device.check(self.device)
 
     def kinds(self) -> list[str]:
         """The eager variants to time, the published one first."""

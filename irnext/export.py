@@ -9,7 +9,6 @@ operators alone.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import warnings
@@ -29,7 +28,7 @@ from .ops import reference
 from .ops.convolution import winograd_serves
 from .ops.dispatch import registered_operators
 from .ops.registration import OPERATORS
-from .optimization import DTYPES, Network, OptimizedModel, Plan
+from .optimization import DTYPES, Network, OptimizedModel, Plan, held_for
 
 INPUT, OUTPUTS = "picture", ("quarter", "half", "full")
 # Two samples, as one would be taken for a constant; sides that differ, for the same reason, and large
@@ -177,22 +176,12 @@ def _write_pt2(model: IRNeXt, file: BinaryIO, options: Options) -> None:
 # ---- AOTInductor ---------------------------------------------------------------------------------
 
 
-if hasattr(torch.ops.irnext, "winograd_conv2d"):  # by the library alone
-
-    @torch.library.register_fake("irnext::winograd_conv2d")
-    def _winograd_conv2d_fake(x, packed, outputs, tile, bias, activation, residual):
-        shape = (x.shape[0], outputs, *x.shape[2:])
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 class _Prepared(nn.Module):
     """The optimized network as a module. Its weights become the program's constants."""
 
     def __init__(self, model: IRNeXt, dtype: torch.dtype):
         super().__init__()
-        weight = model.stem.weight
-        if weight.dtype not in (dtype, torch.float32) or dtype == torch.float64:
-            model = copy.deepcopy(model).to(dtype)
+        weight, model = model.stem.weight, held_for(model, dtype)
         # Weights that oneDNN has packed cannot be written; the compiler packs them itself.
         winograd = weight.device.type == "cpu" and winograd_serves(dtype)
         self.network = Network(model, Plan(dtype, torch.channels_last, winograd=winograd))

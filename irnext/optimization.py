@@ -575,6 +575,13 @@ def record_cuda_graph(function: Replay, x: Tensor) -> Replay:
 # ---- the model -----------------------------------------------------------------------------------
 
 
+def held_for(model: IRNeXt, dtype: torch.dtype) -> IRNeXt:
+    """The model with weights to compute in `dtype` from: itself where they are of it or float32."""
+    if model.stem.weight.dtype in (dtype, torch.float32) and dtype != torch.float64:
+        return model
+    return copy.deepcopy(model).to(dtype)
+
+
 class OptimizedModel(nn.Module):
     """An IRNeXt for inference only, made by `optimize`.
 
@@ -719,9 +726,7 @@ class OptimizedModel(nn.Module):
     def _build(self) -> Callable[[Tensor], list[Tensor]]:
         weight = self.plain.stem.weight
         dtype = self.dtype or weight.dtype
-        model = self.plain
-        if weight.dtype not in (dtype, torch.float32) or dtype == torch.float64:
-            model = copy.deepcopy(model).to(dtype)
+        model = held_for(self.plain, dtype)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         on_cpu = weight.device.type == "cpu"
         onednn = on_cpu and torch.backends.mkldnn.enabled and onednn_serves(dtype)

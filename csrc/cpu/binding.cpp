@@ -4,12 +4,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "allocate.h"
 #include "attention.h"
 #include "binding/arguments.h"
 #include "tasks.h"
@@ -29,6 +29,7 @@ using irnext::cpu::along_channels;
 using irnext::cpu::kTaskElements;
 using irnext::cpu::kTasks;
 using irnext::cpu::run;
+using irnext::cpu::small_empty;
 
 // Channels of a task that forms local means: what it keeps of a row must stay in cache.
 constexpr int64_t kMeanChannels = 16;
@@ -46,21 +47,6 @@ Tasks cut(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, const 
       std::max<int64_t>(std::min(h / std::max<int64_t>(2 * window.rows, 1), block * h * w / kTaskElements), 1);
   const int64_t rows = std::max<int64_t>((h + std::min(wanted, most) - 1) / std::min(wanted, most), 1);
   return {channels_last, block, units, (h + rows - 1) / rows, rows};
-}
-
-// A contiguous tensor by the quickest way there is: for small results that are made often.
-stable::Tensor small_empty(std::initializer_list<int64_t> sizes, ScalarType type) {
-  int64_t strides[4], stride = 1;
-  for (size_t i = sizes.size(); i-- > 0;) {
-    strides[i] = stride;
-    stride *= std::max<int64_t>(sizes.begin()[i], 1);
-  }
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.begin(), strides,
-      type == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32(),
-      aoti_torch_device_type_cpu(), 0, &handle));
-  return stable::Tensor(handle);
 }
 
 // Adds the tasks' partial sums in a fixed order and calls write(plane, i, total), `width` numbers a plane.

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "allocate.h"
 #include "binding/arguments.h"
 #include "winograd.h"
 
@@ -20,6 +21,7 @@ using namespace irnext::binding;
 using irnext::Tensor;
 using irnext::Type;
 using irnext::cpu::kWinogradBlock;
+using irnext::cpu::small_empty;
 using irnext::cpu::WinogradCall;
 using irnext::cpu::WinogradGradientCall;
 
@@ -30,16 +32,6 @@ constexpr int64_t kTilesAtOnce = 12, kTasks = 32;
 // The gradient of weights keeps 36 sums per weight and part, and adding up a part costs as much as many tiles.
 constexpr int64_t kPartTiles = 128, kParts = 32, kSumBytes = 16 << 20, kSlice = 64;
 constexpr int64_t kTile = 4;  // of training
-
-stable::Tensor empty(const Sizes& sizes, const Sizes& strides, ScalarType type) {
-  const auto code = type == ScalarType::Half       ? aoti_torch_dtype_float16()
-                    : type == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                                                   : aoti_torch_dtype_float32();
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), code,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return stable::Tensor(handle);
-}
 
 void check_tile(int64_t tile) { STD_TORCH_CHECK(tile == 2 || tile == 4, "tile must be 2 or 4, got ", tile); }
 
@@ -88,9 +80,8 @@ stable::Tensor winograd_pack(const stable::Tensor& weight, int64_t tile, bool tr
   const int64_t points = (tile + 2) * (tile + 2);
   check_channels(inputs, outputs);
   const stable::Tensor filters = widened(weight, ScalarType::Float);
-  const int64_t blocks = outputs / kWinogradBlock, block = inputs * kWinogradBlock;
-  stable::Tensor packed = empty({points, blocks, inputs, kWinogradBlock},
-                                {blocks * block, block, kWinogradBlock, 1}, ScalarType::Float);
+  stable::Tensor packed =
+      small_empty({points, outputs / kWinogradBlock, inputs, kWinogradBlock}, ScalarType::Float);
   const float* from = static_cast<const float*>(filters.data_ptr());
   float* to = static_cast<float*>(packed.data_ptr());
   if (tile == 2)
@@ -138,7 +129,7 @@ std::array<stable::Tensor, 2> convolve(const stable::Tensor& x, const stable::Te
     const stable::Tensor numbers = widened(*bias, ScalarType::Float);
     std::copy_n(static_cast<const float*>(numbers.data_ptr()), outputs, offset.begin());
   }
-  const Sizes sizes{n, outputs, h, w}, strides{h * w * outputs, 1, w * outputs, outputs};
+  const Sizes sizes{n, outputs, h, w};
   Tensor added = nothing();
   if (residual) {
     added = picture(*residual, "residual");
@@ -146,8 +137,9 @@ std::array<stable::Tensor, 2> convolve(const stable::Tensor& x, const stable::Te
                     "residual must be (", n, ", ", outputs, ", ", h, ", ", w, ") in the type of x");
     check_beside(*residual, x, "residual");
   }
-  stable::Tensor y = empty(sizes, strides, x.scalar_type());
-  stable::Tensor z = keep ? empty(sizes, strides, x.scalar_type()) : empty({0}, {1}, x.scalar_type());
+  stable::Tensor y = stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                                   torch::headeronly::MemoryFormat::ChannelsLast);
+  stable::Tensor z = keep ? stable::empty_like(y) : stable::new_empty(x, {0});
   if (y.numel() == 0) return {y, z};
 
   const stable::Tensor weight = dense(packed);
@@ -193,8 +185,8 @@ std::array<stable::Tensor, 2> weight_gradient(const stable::Tensor& grad, const 
                                               const stable::Tensor& weight) {
   const int64_t n = x.size(0), c = x.size(1), h = x.size(2), w = x.size(3), k = weight.size(0);
   check_channels(c, k);
-  stable::Tensor dweight = empty({k, c, 3, 3}, {c * 9, 9, 3, 1}, ScalarType::Float);
-  stable::Tensor dbias = empty({k}, {1}, ScalarType::Float);
+  stable::Tensor dweight = small_empty({k, c, 3, 3}, ScalarType::Float);
+  stable::Tensor dbias = small_empty({k}, ScalarType::Float);
   WinogradGradientCall call{n, c, h, w, k, picture(x, "x"), picture(grad, "grad"), nullptr, nullptr,
                             static_cast<float*>(dweight.data_ptr()), 1, k, kTilesAtOnce};
   for (call.slice = std::min(k, kSlice); k % call.slice; call.slice -= kWinogradBlock) {}
@@ -203,7 +195,7 @@ std::array<stable::Tensor, 2> weight_gradient(const stable::Tensor& grad, const 
   const int64_t most = std::clamp<int64_t>(kSumBytes / (36 * c * k * 4), 1, kParts);
   call.parts = std::clamp<int64_t>(all / kPartTiles, 1, most);
   std::vector<float> totals(call.parts * k);
-  const stable::Tensor sums = empty({call.parts * 36 * c * k}, {1}, ScalarType::Float);
+  const stable::Tensor sums = small_empty({call.parts * 36 * c * k}, ScalarType::Float);
   call.totals = totals.data();
   call.sums = static_cast<float*>(sums.data_ptr());
   const auto& kernels = irnext::cpu::winograd();
@@ -227,8 +219,8 @@ std::tuple<stable::Tensor, stable::Tensor, stable::Tensor> conv2d_backward(const
                   "grad must be (N, K, H, W) in the type of x");
   check_beside(grad, x, "grad");
   const stable::Tensor u = channels_last(grad);
-  stable::Tensor dx = empty({0}, {1}, x.scalar_type()), dweight = empty({0}, {1}, weight.scalar_type());
-  stable::Tensor dbias = empty({0}, {1}, ScalarType::Float);
+  stable::Tensor dx = stable::new_empty(x, {0}), dweight = stable::new_empty(weight, {0});
+  stable::Tensor dbias = small_empty({0}, ScalarType::Float);
   if (need_x)
     dx = convolve(u, winograd_pack(weight, kTile, true), x.size(1), kTile, std::nullopt, std::nullopt, std::nullopt,
                   false)[0];

@@ -413,8 +413,10 @@ def conv2d_bias_act(
         recorded = any(tensor.requires_grad for tensor in (x, weight, bias) if tensor is not None)
         keep = activation is not None and recorded and torch.is_grad_enabled()
         y, z = operator(narrow, weight, bias, activation, residual, keep)
+        if not keep or residual is not None:
+            return y
         merge = implementation("merge_pyramid", narrow)
-        return remember(y, lambda z: merge(z, [], "gelu"), z) if keep and residual is None else y
+        return remember(y, lambda z: merge(z, [], "gelu"), z)
     if device == "cpu":
         # Convolutions on CPUs run much faster on channels_last, and activations follow the weights.
         weight = weight.contiguous(memory_format=torch.channels_last)

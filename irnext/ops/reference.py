@@ -306,10 +306,10 @@ def fused_conv2d(
     The second result is empty otherwise.
     """
     z = conv2d_bias_act(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    y = F.gelu(z) if activation == "gelu" else z
-    y = y.clone() if residual is None and y is z else y if residual is None else y + residual
-    found = y.contiguous(memory_format=torch.channels_last)
-    return found, z.contiguous(memory_format=torch.channels_last) if keep else x.new_empty(0)
+    y = F.gelu(z) if activation == "gelu" else z.clone()  # results must not share memory
+    y = y if residual is None else y + residual
+    kept = z.contiguous(memory_format=torch.channels_last) if keep else x.new_empty(0)
+    return y.contiguous(memory_format=torch.channels_last), kept
 
 
 def conv2d_backward(

@@ -329,6 +329,10 @@ def _fused_conv2d_fake(x, weight, bias, activation, residual, keep):
     return y, torch.empty_like(y) if keep else x.new_empty(0)
 
 
+def _winograd_conv2d_fake(x, packed, outputs, tile, bias, activation, residual):
+    return _channels_last_plane(x, outputs)
+
+
 def _conv2d_backward_fake(grad, x, weight, need_x, need_weight, need_bias):
     wide = reference.accumulation_dtype(x.dtype)
     return (
@@ -532,6 +536,8 @@ def register(namespace: str, kernels: Mapping[str, Callable] | None = None, key:
 
 load_failure = library.load(library.CPU)
 OPERATORS = register("irnext")
+if hasattr(torch.ops.irnext, "winograd_conv2d"):  # of the compiled library alone
+    torch.library.register_fake("irnext::winograd_conv2d", _winograd_conv2d_fake, lib=_libraries[0])
 for _name, _schema in COMPOSITES.items():
     _libraries[0].define(_name + _schema)
     _libraries[0].impl(_name, getattr(reference, _name), "CompositeImplicitAutograd")
