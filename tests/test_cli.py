@@ -84,9 +84,9 @@ def test_a_models_name_gives_the_settings_and_must_fit(here, capsys):
     torch.manual_seed(0)
     torch.save({"model": irnext.IRNeXt(blocks=4).official_state_dict()}, "its.pkl")
     options = ("--weights", "its.pkl", "--device", "cpu")
-    named = cli.load_model("its.pkl", "irnext-its", None)
+    named = cli.models.load_model("its.pkl", "irnext-its", None)
     assert named.settings == irnext.create_model("irnext-its").settings
-    assert cli.load_model("its.pkl", "irnext-its", "local").settings["low_pass"] == "local"
+    assert cli.models.load_model("its.pkl", "irnext-its", "local").settings["low_pass"] == "local"
     assert "its.pkl" in refused(capsys, "restore", "cat.png", "-o", "x", *options, "--model", "irnext-gopro")
     assert not os.path.exists("x")
 

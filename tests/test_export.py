@@ -278,7 +278,9 @@ def test_the_command_gives_its_options_on(tmp_path, monkeypatch, capsys):
     irnext.save(make_model(), tmp_path / "w.safetensors")
     monkeypatch.chdir(tmp_path)
     calls = []
-    monkeypatch.setattr(cli, "export_model", lambda *arguments: calls.append(arguments) or arguments[1])
+    monkeypatch.setattr(
+        cli.models, "export_model", lambda *arguments: calls.append(arguments) or arguments[1]
+    )
     options = ["--format", "aoti", "--low-pass", "local", "--dtype", "bfloat16", "--max-autotune"]
     assert cli.main(["export", "w.safetensors", "-o", "a.pt2", *options]) == 0
     assert capsys.readouterr().out == "a.pt2\n"

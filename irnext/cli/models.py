@@ -1,0 +1,118 @@
+"""`irnext convert`, `export` and `complexity`, and how commands load a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from .. import checkpoints, complexity, create_model, export_model, list_models
+from ..devices import check_device
+from .common import DTYPES, LowPass, Name, Output, check_backend
+
+
+def load_model(weights: Path | None, name: str | None, low_pass: str | None) -> torch.nn.Module:
+    """The model of a checkpoint; `name` gives it the settings of a listed model."""
+    settings = {}
+    if name is not None:
+        with torch.device("meta"):  # only its settings are wanted
+            settings = dict(create_model(name).settings)
+    if weights is None:
+        made_of = f"a new {name} has random weights and" if name else "a model without weights"
+        raise ValueError(f"{made_of} restores nothing: give --weights FILE")
+    listed = settings.pop("low_pass", None)
+    network = checkpoints.load(weights, low_pass or listed, **settings)
+    if not (low_pass or listed):
+        note_assumed_low_pass(weights, network)
+    return network
+
+
+def note_assumed_low_pass(weights: Path, network: torch.nn.Module) -> None:
+    """One line on the error output where the checkpoint leaves open what its weights compute."""
+    if checkpoints.low_pass_is_assumed(weights, network):
+        print(
+            f"irnext: note: {weights} does not say which low-pass filter it was trained with: global "
+            "assumed, as for published dehazing; give --low-pass local for published motion deblurring",
+            file=sys.stderr,
+        )
+
+
+def convert(
+    source: Annotated[Path, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    /,
+    layout: Annotated[
+        Literal["irnext", "official"] | None, tyro.conf.arg(metavar="{irnext,official}")
+    ] = None,
+    low_pass: LowPass = None,
+) -> None:
+    """Write a checkpoint anew, as .safetensors or as .pkl or .pth for the published code.
+
+    Args:
+        source: a checkpoint of any accepted kind.
+        target: the new file; its suffix says the kind.
+        layout: names of the entries; by default irnext in .safetensors and official in .pkl and .pth.
+        low_pass: to be recorded in .safetensors, as published checkpoints do not say it.
+    """
+    network = checkpoints.convert(source, target, layout, low_pass)
+    if low_pass is None and target.suffix.lower() not in checkpoints.PICKLES:  # those record nothing
+        note_assumed_low_pass(source, network)
+    print(target)
+
+
+def export(
+    weights: Annotated[Path, tyro.conf.Positional],
+    /,
+    output: Output,
+    format: Annotated[Literal["pt2", "aoti", "onnx"] | None, tyro.conf.arg(metavar="{pt2,aoti,onnx}")] = None,
+    model: Name = None,
+    low_pass: LowPass = None,
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        tyro.conf.arg(metavar="{float32,bfloat16,float16}"),
+    ] = None,
+    max_autotune: bool = False,
+) -> None:
+    """Write a trained model as a program for other runtimes.
+
+    Args:
+        weights: a checkpoint: .safetensors, or .pkl or .pth of the published code.
+        output: the new file: .pt2, or .onnx.
+        format: pt2 for torch.export.load, aoti compiled by AOTInductor for Python and C++, onnx; by default
+            what the suffix says.
+        model: take the settings of this model (irnext info lists them) rather than the checkpoint's.
+        low_pass: the model's low-pass filter, as for irnext restore.
+        device: what an aoti program is compiled for, as PyTorch names it.
+        dtype: what an aoti program computes in; pictures are float32 all the same.
+        max_autotune: let the compiler of an aoti program time its choices.
+    """
+    check_backend()
+    check_device(device)
+    network = load_model(weights, model, low_pass).to(device)
+    print(export_model(network, output, format, dtype and DTYPES[dtype], max_autotune))
+
+
+def complexities(model: Name = None, size: tuple[int, int] = (256, 256)) -> None:
+    """Parameters and operations of the models, for one picture.
+
+    Args:
+        model: one model; all of them by default.
+        size: height and width of the picture in pixels, multiples of 32.
+    """
+    table = Table("model", "parameters", "MACs", "taps' MACs", "paper's FLOPs")
+    table.title = f"for a picture of {size[0]}x{size[1]} pixels"
+    for name in [model] if model else list_models():
+        with torch.device("meta"):
+            cost = complexity.measure(create_model(name), size=size)
+        table.add_row(
+            name,
+            f"{cost.params / 1e6:.2f} M",
+            *(f"{count / 1e9:.2f} G" for count in (cost.macs, cost.tap_macs, cost.paper_flops)),
+        )
+    Console().print(table)
