@@ -12,7 +12,9 @@ from PIL import features
 from rich.console import Console, Group
 from rich.table import Table
 
-from . import __version__, backends, list_models
+from .models import list_models
+from .ops import backends
+from .version import __version__
 
 
 def collect() -> dict:
