@@ -1,104 +1,123 @@
-"""Haze: its physics, its depth maps, and that a seed gives it again."""
+"""What every degradation promises: sizes, types, ranges, seeds, and errors."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from irnext.data.degradations import DEPTHS, Haze, HazeLayer, depth_ramp, depth_relief
+from irnext.data.degradations import DEGRADATIONS, Defocus, Haze, MotionBlur, Rain, Snow
 
 
 @pytest.fixture
 def clean():
-    return np.random.default_rng(3).random((24, 36, 3), dtype=np.float32)
+    return np.random.default_rng(3).random((40, 57, 3), dtype=np.float32)
 
 
-def test_the_scattering_equation_at_one_pixel():
-    layer = HazeLayer(np.full((1, 1), 0.5, np.float32), 2.0, np.array([0.9, 0.8, 0.7], np.float32))
-    hazy = layer(np.array([[[0.2, 0.4, 0.6]]], np.float32))
-    t = np.exp(-1.0)
-    expected = [0.2 * t + 0.9 * (1 - t), 0.4 * t + 0.8 * (1 - t), 0.6 * t + 0.7 * (1 - t)]
-    np.testing.assert_allclose(hazy[0, 0], expected, rtol=1e-6)
+@pytest.fixture(params=DEGRADATIONS)
+def degradation(request):
+    return DEGRADATIONS[request.param]()
 
 
-def test_nothing_changes_at_depth_zero_or_without_haze(clean):
-    shape = clean.shape[:2]
-    airlight = np.full(3, 0.8, np.float32)
-    np.testing.assert_array_equal(HazeLayer(np.zeros(shape, np.float32), 5.0, airlight)(clean), clean)
-    np.testing.assert_array_equal(HazeLayer(np.ones(shape, np.float32), 0.0, airlight)(clean), clean)
+def test_each_task_has_its_degradation():
+    expected = {"haze": Haze, "motion-blur": MotionBlur, "defocus": Defocus, "rain": Rain, "snow": Snow}
+    assert expected == DEGRADATIONS
 
 
-def test_thick_haze_shows_only_the_airlight(clean):
-    airlight = np.array([0.9, 0.8, 0.7], np.float32)
-    hazy = HazeLayer(np.ones(clean.shape[:2], np.float32), 50.0, airlight)(clean)
-    np.testing.assert_allclose(hazy, np.broadcast_to(airlight, clean.shape), atol=1e-6)
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 2), (31, 17)])
+def test_every_size_is_degraded_within_the_range(degradation, size):
+    for seed in range(5):
+        picture = np.random.default_rng(seed).random((*size, 3), dtype=np.float32)
+        degraded = degradation.degrade(picture, np.random.default_rng(seed))
+        assert degraded.shape == picture.shape and degraded.dtype == np.float32
+        assert np.isfinite(degraded).all() and degraded.min() >= 0 and degraded.max() <= 1
 
 
-def test_haze_takes_contrast_by_the_transmission(clean):
-    layer = Haze().sample(np.random.default_rng(0), *clean.shape[:2])
-    difference = layer(clean) - layer(1 - clean)
-    np.testing.assert_allclose(difference, layer.transmission[..., None] * (2 * clean - 1), atol=1e-6)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_ends_of_the_range_do_not_overflow(degradation, value):
+    degraded = degradation.degrade(np.full((33, 29, 3), value, np.float32), np.random.default_rng(1))
+    assert degraded.min() >= 0 and degraded.max() <= 1
 
 
-def test_the_ramp_recedes_to_the_top():
-    depth = depth_ramp(5, 3)
-    np.testing.assert_allclose(depth, np.repeat([[1], [0.75], [0.5], [0.25], [0]], 3, 1), atol=1e-7)
-
-
-def test_a_ramp_turned_by_a_quarter_recedes_to_the_right():
-    np.testing.assert_allclose(depth_ramp(3, 5, np.pi / 2), np.tile(np.linspace(0, 1, 5), (3, 1)), atol=1e-6)
-
-
-def test_the_relief_is_smooth_and_spans_the_range():
-    depth = depth_relief(np.random.default_rng(1), 60, 90)
-    assert depth.shape == (60, 90) and depth.min() == 0 and depth.max() == 1
-    # A cosine's ease between neighbours 19 rows apart climbs at most pi / 2 / 19 of the range a row.
-    assert np.abs(np.diff(depth, axis=0)).max() < np.pi / 2 / 19
-    assert np.abs(np.diff(depth, axis=1)).max() < np.pi / 2 / 29
-
-
-@pytest.mark.parametrize("kind", DEPTHS)
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (31, 17)])
-def test_every_kind_serves_every_size_within_the_range(kind, size):
-    picture = np.random.default_rng(2).random((*size, 3), dtype=np.float32)
-    hazy = Haze(depths=(kind,)).degrade(picture, np.random.default_rng(0))
-    assert hazy.shape == picture.shape and hazy.dtype == np.float32
-    assert np.isfinite(hazy).all() and hazy.min() >= 0 and hazy.max() <= 1
-
-
-def test_a_seed_gives_the_same_haze_again(clean):
-    haze = Haze()
-    first, again, other = (haze.degrade(clean, np.random.default_rng(seed)) for seed in (5, 5, 6))
+def test_a_seed_gives_the_same_again(degradation, clean):
+    first, again, other = (degradation.degrade(clean, np.random.default_rng(seed)) for seed in (5, 5, 6))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.01
 
 
-def test_parameters_stay_in_their_ranges_and_all_kinds_come_up():
-    haze, rng = Haze(beta=(0.5, 1.5), airlight=(0.6, 0.8), tint=0.02), np.random.default_rng(0)
-    layers = [haze.sample(rng, 8, 8) for _ in range(200)]
-    betas = np.array([layer.beta for layer in layers])
-    airlights = np.array([layer.airlight for layer in layers])
-    assert 0.5 <= betas.min() < 0.55 and 1.45 < betas.max() <= 1.5
-    assert 0.58 <= airlights.min() < 0.61 and 0.79 < airlights.max() <= 0.82
-    assert np.ptp(airlights, axis=1).max() <= 0.04 + 1e-6
-    upright = sum(np.array_equal(layer.depth, depth_ramp(8, 8)) for layer in layers)
-    assert 40 < upright < 95
+def test_a_layer_degrades_alike_whenever_it_is_called(degradation, clean):
+    layer = degradation.sample(np.random.default_rng(7), *clean.shape[:2])
+    before = clean.copy()
+    first = layer(clean)
+    np.testing.assert_array_equal(first, layer(clean))
+    np.testing.assert_array_equal(clean, before)
+    np.testing.assert_array_equal(first, degradation.degrade(clean, np.random.default_rng(7)))
+
+
+def test_the_number_of_threads_changes_nothing(degradation):
+    picture = np.random.default_rng(0).random((160, 160, 3), dtype=np.float32)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(degradation.degrade(picture, np.random.default_rng(0)))
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(*results)
+
+
+def test_doubles_are_degraded_as_floats_are(degradation, clean):
+    results = [degradation.degrade(clean.astype(t), np.random.default_rng(0)) for t in ("f4", "f8")]
+    assert results[1].dtype == np.float32
+    np.testing.assert_allclose(*results, atol=1e-5)
+
+
+def test_what_is_no_float_picture_is_refused(degradation, clean):
+    rng = np.random.default_rng(0)
+    with pytest.raises(TypeError, match="uint8"):
+        degradation.degrade((clean * 255).astype(np.uint8), rng)
+    with pytest.raises(ValueError, match="must be"):
+        degradation.degrade(clean[..., 0], rng)
+    with pytest.raises(ValueError, match="drawn for"):
+        degradation.sample(rng, 5, 5)(clean)
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"beta": (-1, 1)}, {"beta": (2, 1)}, {"airlight": (0.5, 1.2)}, {"depths": ()}, {"depths": ("slope",)}],
+    ("kind", "settings"),
+    [
+        (Haze, {"beta": (-1, 1)}),
+        (Haze, {"beta": (2, 1)}),
+        (Haze, {"beta": (0, np.nan)}),
+        (Haze, {"airlight": (0.5, 1.2)}),
+        (Haze, {"depths": ()}),
+        (Haze, {"depths": ("slope",)}),
+        (MotionBlur, {"extent": (-1, 5)}),
+        (MotionBlur, {"extent": (5, np.inf)}),
+        (MotionBlur, {"roll": (0, 4)}),
+        (MotionBlur, {"jerk": (1, 0)}),
+        (MotionBlur, {"noise": (-0.1, 0)}),
+        (Defocus, {"radius": (3, 2)}),
+        (Defocus, {"focus": (0, 1.5)}),
+        (Defocus, {"noise": (0.1, 0)}),
+        (Defocus, {"depths": ("hill",)}),
+        (Rain, {"density": (-1, 1)}),
+        (Rain, {"length": (-2, 3)}),
+        (Rain, {"width": (2, 1)}),
+        (Rain, {"slant": (-2, 2)}),
+        (Rain, {"opacity": (0.5, 1)}),
+        (Rain, {"brightness": (0, 2)}),
+        (Rain, {"veil": (-1, 0)}),
+        (Rain, {"depths": ()}),
+        (Snow, {"density": (1, 0)}),
+        (Snow, {"radius": (0.1, 3)}),
+        (Snow, {"slant": (0, 7)}),
+        (Snow, {"speed": (-1, 1)}),
+        (Snow, {"opacity": (0, 1)}),
+        (Snow, {"brightness": (-0.5, 1)}),
+        (Snow, {"veil": (0, np.inf)}),
+        (Snow, {"depths": ("hill",)}),
+    ],
 )
-def test_settings_outside_the_model_are_refused(settings):
+def test_settings_outside_the_model_are_refused(kind, settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        Haze(**settings)
-
-
-def test_what_is_no_float_picture_is_refused(clean):
-    rng = np.random.default_rng(0)
-    with pytest.raises(TypeError, match="uint8"):
-        Haze().degrade((clean * 255).astype(np.uint8), rng)
-    with pytest.raises(ValueError, match="must be"):
-        Haze().degrade(clean[..., 0], rng)
-    with pytest.raises(ValueError, match="drawn for"):
-        Haze().sample(rng, 5, 5)(clean)
+        kind(**settings)
