@@ -15,8 +15,11 @@ import tyro
 
 from .. import __version__, info
 from .common import INTERRUPTED, REFUSED, Output, check_backend, complain
+from .data import check, decode_cache
+from .evaluation import evaluate_task
 from .models import complexities, convert, export
 from .restoring import restore
+from .training import from_published, train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: some pictures failed, the others are restored. 2: refused, with one line that says
     why. 130: interrupted.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) == ["--version"]:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
         print(f"irnext {__version__}")
         return 0
     try:
@@ -46,16 +49,20 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     commands = {
         "demo": demo,
         "restore": restore,
+        "train": train,
+        "evaluate": evaluate_task,
+        "data": {"check": check, "decode-cache": decode_cache},
         "convert": convert,
         "export": export,
         "info": information,
         "complexity": complexities,
     }
+    if arguments[:1] == ["train"]:
+        arguments = ["train", *from_published(arguments[1:])]
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: postponed(command) for name, command in commands.items()},
+            return application(commands).cli(
                 prog="irnext",
                 description="The fast, drop-in IRNeXt for image restoration "
                 "(irnext --version for the version).",
@@ -66,6 +73,14 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         if not end.code:  # the help was printed
             raise
         raise ValueError(gist(errors.getvalue())) from end
+
+
+def application(commands: dict[str, Callable | dict]) -> tyro.extras.SubcommandApp:
+    """The commands by their names, of which groups have commands of their own."""
+    app = tyro.extras.SubcommandApp()
+    for name, command in commands.items():
+        app.command(application(command) if isinstance(command, dict) else postponed(command), name=name)
+    return app
 
 
 def postponed(command: Callable) -> Callable:
@@ -93,7 +108,7 @@ def gist(box: str) -> str:
     if wrong.startswith("Expected"):
         wrong = f"{title.strip('╭╮─ ')}: {wrong}"
     names = [text for text in sections if text.startswith("Available subcommands")]
-    helps = re.findall(r"irnext(?: [a-z]+)* --help", sections[-1])
+    helps = re.findall(r"irnext(?: [a-z][a-z-]*)* --help", sections[-1])
     return "; ".join([wrong.rstrip("."), *names, *(f"see {command}" for command in helps)])
 
 

@@ -13,18 +13,25 @@ from rich.table import Table
 
 from .. import checkpoints, complexity, create_model, export_model, list_models
 from ..devices import check_device
+from ..pretrained import load_pretrained
 from .common import DTYPES, LowPass, Name, Output, check_backend
 
 
-def load_model(weights: Path | None, name: str | None, low_pass: str | None) -> torch.nn.Module:
-    """The model of a checkpoint; `name` gives it the settings of a listed model."""
+def load_model(
+    weights: Path | None, name: str | None, low_pass: str | None, task: str | None = None
+) -> torch.nn.Module:
+    """The model of a checkpoint, where `name` gives it the settings of a listed model, or of a task."""
+    if task is not None:
+        if weights or name or low_pass:
+            raise ValueError("--task takes the weights that come with irnext: give it alone, or --weights")
+        return load_pretrained(task)
     settings = {}
     if name is not None:
         with torch.device("meta"):  # only its settings are wanted
             settings = dict(create_model(name).settings)
     if weights is None:
         made_of = f"a new {name} has random weights and" if name else "a model without weights"
-        raise ValueError(f"{made_of} restores nothing: give --weights FILE")
+        raise ValueError(f"{made_of} restores nothing: give --weights FILE or --task NAME")
     listed = settings.pop("low_pass", None)
     network = checkpoints.load(weights, low_pass or listed, **settings)
     if not (low_pass or listed):

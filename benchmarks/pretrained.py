@@ -1,0 +1,203 @@
+"""The weights that come with the package: how they were trained, and what they gain.
+
+    python -m benchmarks.pretrained train --task haze     # a recipe of irnext/recipes on photographs
+    python -m benchmarks.pretrained measure --json        # PSNR and SSIM on photographs they have not seen
+
+Training takes the photographs inside the wheels of scikit-image, scikit-learn and matplotlib (nothing is
+downloaded) but three, which are only measured on, and dead-leaves images.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+
+from irnext import checkpoints, images, pretrained, restore
+from irnext.data.synthetic import DEGRADATIONS, CleanPictures, SyntheticPairs
+from irnext.metrics import psnr, ssim
+from irnext.training import TrainingConfig, train
+
+from . import harness
+
+# By the package whose wheel has them, and the folder there.
+TRAINING = {
+    ("skimage", "data"): (
+        "motorcycle_left.png", "motorcycle_right.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg",
+        "ihc.png", "brick.png", "grass.png", "gravel.png", "camera.png", "coins.png", "moon.png", "page.png",
+    ),
+    ("sklearn", "datasets/images"): ("china.jpg", "flower.jpg"),
+    ("matplotlib", "mpl-data/sample_data"): ("grace_hopper.jpg",),
+}  # fmt: skip
+WATCHED = ("motorcycle_right.png",)  # validated on; almost its left brother, so no measure of anything
+HELD_OUT = ("astronaut.png", "chelsea.png", "coffee.png")
+SIDE = 640  # photographs are shrunk to this, so that crops of 128 show things of everyday size
+SEED = 2026
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the weights of tasks anew, and put them into the package."""
+
+    task: tuple[str, ...] = tuple(DEGRADATIONS)
+    """tasks"""
+    output: Path = Path("build/pretrained")
+    """folder of the trainings; one that is there is gone on with"""
+    steps: int | None = None
+    """instead of the recipe's"""
+    threads: int | None = None
+    """CPU threads"""
+
+    def run(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        photographs = gather(self.output / "photographs")
+        for task in self.task:
+            started = time.perf_counter()
+            config = TrainingConfig.of(
+                task, photographs, self.output / task, steps=self.steps, seed=SEED, validate_every=500
+            )
+            result = train(config, resume=True)
+            if result.interrupted:
+                raise KeyboardInterrupt
+            ship(task, config, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure the shipped weights on photographs that no training has seen."""
+
+    task: tuple[str, ...] = tuple(DEGRADATIONS)
+    """tasks"""
+    pictures: Path | None = None
+    """also write degraded, restored and clean, side by side, into this folder"""
+    json: bool = False
+    """write the figures to a file under --results"""
+    results: Path = harness.RESULTS
+    """folder of the results"""
+
+    def run(self) -> None:
+        here = harness.machine()
+        rows = [row for task in self.task for row in measure(task, self.pictures)]
+        table = harness.make_table(
+            "held-out photographs, protocols irnext-rgb and ssim-rgb",
+            "task", "photograph", "PSNR before", "after", "gain", "SSIM before", "after",
+        )  # fmt: skip
+        for row in rows:
+            table.add_row(
+                row["task"], row["photograph"], f"{row['psnr_before']:.2f}", f"{row['psnr_after']:.2f}",
+                f"{row['psnr_after'] - row['psnr_before']:+.2f}", f"{row['ssim_before']:.4f}",
+                f"{row['ssim_after']:.4f}",
+            )  # fmt: skip
+        harness.make_console().print(table)
+        if self.json:
+            print(harness.write_results("pretrained", here, {"task": self.task}, rows, self.results))
+
+
+def photograph(package: str, folder: str, name: str) -> Path:
+    """A photograph inside an installed package."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise ModuleNotFoundError(
+            f"{package} is not installed: pip install scikit-image scikit-learn matplotlib"
+        )
+    path = Path(found.submodule_search_locations[0]) / folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: this {package} lacks its photographs; install its wheel")
+    return path
+
+
+def gather(folder: Path) -> Path:
+    """The training photographs in a folder, shrunk: train/ and validation/."""
+    if folder.exists():
+        return folder
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    for (package, inside), names in TRAINING.items():
+        for name in names:
+            picture = images.read(photograph(package, inside, name)).convert("RGB")
+            picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+            place = partial / ("validation" if name in WATCHED else "train") / f"{Path(name).stem}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(place)
+    partial.rename(folder)
+    return folder
+
+
+def ship(task: str, config: TrainingConfig, seconds: float) -> None:
+    """Put the last weights of a training into the package, in half precision, with how they came about."""
+    model = checkpoints.load(config.output / "last.safetensors")
+    path = pretrained.path_of(task)
+    path.parent.mkdir(exist_ok=True)
+    checkpoints.save(model.half(), path)
+    here = harness.machine()
+    log = map(json.loads, (config.output / "log.jsonl").read_text().splitlines())
+    record = {
+        "task": task,
+        "steps": config.length,
+        "batch": config.batch,
+        "patch": config.patch,
+        "seed": config.seed,
+        "crops": config.length * config.batch,
+        "seconds": round(seconds),
+        "loss": next(line["loss"] for line in reversed(list(log)) if line["event"] == "train"),
+        "photographs": [name for names in TRAINING.values() for name in names if name not in WATCHED],
+        "processor": here["processor"],
+        "threads": here["threads"],
+        "torch": here["torch"],
+        "commit": here["commit"],
+        "date": here["date"],
+    }
+    path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measure(task: str, pictures: Path | None) -> list[dict]:
+    """PSNR and SSIM of every held-out photograph, degraded and restored."""
+    model = pretrained.load_pretrained(task)
+    files = [photograph("skimage", "data", name) for name in HELD_OUT]
+    pairs = SyntheticPairs(CleanPictures(files), DEGRADATIONS[task](), SEED)
+    rows = []
+    for index in range(len(pairs)):
+        degraded, clean = pairs.read(index)
+        restored = restore(model, degraded)
+        before, after, target = (
+            torch.tensor(picture).permute(2, 0, 1) / 255 for picture in (degraded, restored, clean)
+        )
+        rows.append(
+            {
+                "task": task,
+                "photograph": pairs.name(index),
+                "psnr_before": psnr(before, target),
+                "psnr_after": psnr(after, target),
+                "ssim_before": ssim(before, target),
+                "ssim_after": ssim(after, target),
+            }
+        )
+        if pictures is not None:
+            pictures.mkdir(parents=True, exist_ok=True)
+            sheet = np.concatenate([degraded, restored, clean], 1)
+            images.write(Image.fromarray(sheet), pictures / f"{task}-{Path(pairs.name(index)).stem}.png")
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the two commands."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"train": Train, "measure": Measure}, prog="python -m benchmarks.pretrained", args=arguments
+    )
+    command.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
