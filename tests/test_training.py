@@ -415,6 +415,27 @@ def test_interrupted_and_resumed_equals_uninterrupted(configure, quiet, monkeypa
         assert found == lines
 
 
+def test_a_validation_that_a_signal_ends_is_made_up_for(configure, quiet, monkeypatch):
+    whole, parts = configure("whole"), configure("parts")
+    expected = train(whole, console=quiet)
+    original, calls = trainer.validate, []
+
+    def interrupted(*arguments):
+        calls.append(None)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(trainer, "validate", interrupted)
+    first = train(parts, console=quiet)
+    assert first.interrupted and first.steps == 2 and first.psnr is None
+    result = train(parts, resume=True, console=quiet)
+    assert result.psnr == expected.psnr and len(calls) == 3
+    assert_equal(parts.output / "best.safetensors", whole.output / "best.safetensors")
+    found, lines = log(parts.output, "validation"), log(whole.output, "validation")
+    assert [line["psnr"] for line in found] == [line["psnr"] for line in lines]
+
+
 def test_a_run_killed_after_its_state_was_written_loses_only_the_steps_since(configure, quiet, monkeypatch):
     whole, parts = configure("whole"), configure("parts")
     train(whole, console=quiet)

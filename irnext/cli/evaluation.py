@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from .. import checkpoints, create_model, list_models, optimize
 from ..data import open_pairs
-from ..data.specifications import CUSTOM, DATASETS
+from ..data.specifications import CUSTOM, DATASETS, TEST_SETS
 from ..data.subsets import read_subset
 from ..data.synthetic import DEGRADATIONS, CleanPictures, SyntheticPairs
 from ..evaluation import PER_PICTURE, WINDOWS, Pairs, Window, evaluate
@@ -36,12 +36,6 @@ PROTOCOLS = {
     **dict.fromkeys(("rain13k", "rain14000", "rain100l", "rain100h", "test100"), _DERAINING),
 }
 GENERAL = ("irnext-rgb", "ssim-rgb")  # custom and synthetic pairs
-# The test sets of tasks that are trained on another set.
-TEST_SETS = {
-    "its": ("sots-indoor",),
-    "ots": ("sots-outdoor",),
-    "rain13k": ("rain100l", "rain100h", "test100"),
-}
 
 
 def evaluate_task(
@@ -58,6 +52,9 @@ def evaluate_task(
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     save: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    layout: Name = None,
+    input_folder: Name = None,
+    target_folder: Name = None,
     seed: int = 0,
     allow_truncated: bool = False,
     device: Name = None,
@@ -91,6 +88,9 @@ def evaluate_task(
         csv: write a line per picture.
         json: write everything.
         save: write the restored pictures; they are scored, too, as irnext-rgb-saved.
+        layout: one of the layouts of the data set, where its folder has several.
+        input_folder: for custom, the folder of the degraded pictures, in data.
+        target_folder: for custom, the folder of the clean ones.
         seed: of synthetic degradations.
         allow_truncated: read what there is of cut-off pictures, as published code does for OTS.
         device: where to compute, as PyTorch names it (cuda, cuda:1, mps); by default a GPU if there is one.
@@ -108,7 +108,9 @@ def evaluate_task(
     chosen_window = _parse_window(window)
     if save and save.resolve().is_relative_to(data.resolve()):
         raise ValueError(f"--save {save}: lies inside the data {data}, whose pictures it could replace")
-    test_sets = dict(_test_sets(task, data, seed, allow_truncated))
+    folders = {"layout": layout, "input_folder": input_folder, "target_folder": target_folder}
+    opening = folders | {"allow_truncated": allow_truncated}
+    test_sets = dict(_test_sets(task, data, seed, opening))
     if weights is None:
         weights = path_of(task)
     network = load_model(weights, model, low_pass or _published_low_pass(task, weights, model))
@@ -119,9 +121,9 @@ def evaluate_task(
         if max_memory is None and tile is None:
             max_memory = "auto"
     found = []
-    with ExitStack() as folders:
+    with ExitStack() as stack:
         for path in filter(None, (csv, json)):  # before the work, not after it
-            folders.enter_context(output_folder(path.parent))
+            stack.enter_context(output_folder(path.parent))
         for name, pairs in test_sets.items():
             names = [pairs.name(index) for index in range(len(pairs))]
             found.append(
@@ -166,7 +168,7 @@ def _published_low_pass(task: str, weights: Path, model: str | None) -> str | No
         return create_model(listed).settings["low_pass"]
 
 
-def _test_sets(task: str, data: Path, seed: int, allow_truncated: bool) -> Iterator[tuple[str, Pairs]]:
+def _test_sets(task: str, data: Path, seed: int, opening: dict[str, Any]) -> Iterator[tuple[str, Pairs]]:
     """Every test set of a task that is found, by name; raises what opening raises where there is none."""
     if task in DEGRADATIONS:
         yield task, SyntheticPairs(CleanPictures(data), DEGRADATIONS[task](), seed)
@@ -179,7 +181,7 @@ def _test_sets(task: str, data: Path, seed: int, allow_truncated: bool) -> Itera
     found = 0
     for name in TEST_SETS.get(task, (task,)):
         try:
-            yield name, open_pairs(name, data, "test", allow_truncated=allow_truncated)
+            yield name, open_pairs(name, data, "test", **opening)
             found += 1
         except FileNotFoundError as error:
             missing = error

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +14,8 @@ import torch
 import tyro
 
 from .. import optimize
-from ..restoration import restore_files
+from ..restoration import Processes, Report, restore_files
+from ..video import is_video, restore_videos
 from .common import DTYPES, FAILED, LowPass, Name, Output, check_backend, complain
 from .models import load_model
 
@@ -30,8 +35,15 @@ def restore(
     overlap: Annotated[int, tyro.conf.arg(metavar="M")] = 32,
     max_memory: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None,
     compare: bool = False,
+    recursive: bool = False,
+    resume: bool = False,
+    codec: Annotated[
+        Literal["h264", "hevc", "vp9", "ffv1"] | None, tyro.conf.arg(metavar="{h264,hevc,vp9,ffv1}")
+    ] = None,
+    crf: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
 ) -> int:
-    """Restore pictures with trained weights.
+    """Restore pictures, or videos, with trained weights.
 
     Without --tile and --max-memory the whole picture goes through the model at once, or on a CPU, where
     the free memory is too small for it, in bands. --max-memory bounds the memory with the same result.
@@ -41,9 +53,13 @@ def restore(
     Results have their picture's kind, EXIF data, colour profile and resolution; 16 bits per channel
     stay for grey, while colour, and grey with alpha, of 16 bits come out with 8.
 
+    Videos keep sound, subtitles, times of frames, colour description and rotation.
+
+    Started by torchrun, each process takes a part of the pictures, on its own GPU where there are any.
+
     Args:
-        inputs: picture files, folders, or patterns in quotes.
-        output: a folder, or a file name for a single picture.
+        inputs: picture files, folders, or patterns in quotes; or videos.
+        output: a folder, or a file name for a single picture or video.
         weights: a checkpoint: .safetensors, or .pkl or .pth of the published code.
         model: take the settings of this model (irnext info lists them) rather than the checkpoint's.
         low_pass: the model's low-pass filter: global as in the published dehazing code, local as in
@@ -55,28 +71,67 @@ def restore(
         max_memory: what restoring may take beside the program and the weights, as in 8G or 500M.
         compare: also write NAME-compare.png (of a.jpg: a.jpg-compare.png): before on the left, after on
             the right.
+        recursive: take the sub-folders of folders, too, and keep the tree.
+        resume: leave out what is finished: results that exist.
+        codec: of the new video; by default the source's where it can be written, else h264 or, in .webm, vp9.
+        crf: the video's quality, lower is better; by default one where losses are hard to see.
+        batch: frames of a video that go through the model at once; by default 1.
     """
     check_backend()
+    films = [is_video(name) for name in inputs]
+    if any(films) and not all(films):
+        raise ValueError("videos and pictures are restored by a command each")
+    refuse_options(any(films), compare=compare, recursive=recursive, codec=codec, crf=crf, batch=batch)
     network = load_model(weights, model, low_pass)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    processes = Processes.of_torchrun()
+    if device in (None, "cuda"):
+        device = processes.gpu if torch.cuda.is_available() or device else "cpu"
     computed = DTYPES[dtype]
     if device == "cpu" and not os.environ.get("IRNEXT_BACKEND"):  # a backend asked for serves all it can
         network, computed = optimize(network, computed), None
         if max_memory is None and tile is None:
             max_memory = "auto"
-    report = restore_files(
-        network,
-        inputs,
-        output,
-        tile=tile,
-        overlap=overlap,
-        max_memory=max_memory,
-        dtype=computed,
-        device=device,
-        compare=compare,
-    )
+    options = {"tile": tile, "overlap": overlap, "max_memory": max_memory, "dtype": computed}
+    options |= {"device": device, "resume": resume, "processes": processes}
+    with ending_cleanly():
+        if any(films):
+            report = restore_videos(
+                network, inputs, output, codec=codec, crf=crf, batch=1 if batch is None else batch, **options
+            )
+        else:
+            report = restore_files(network, inputs, output, compare=compare, recursive=recursive, **options)
+    return tell(report) if processes.rank == 0 else 0  # the first tells for all
+
+
+def refuse_options(films: bool, **options) -> None:
+    """Raise ValueError for options given that are for videos, or for pictures, only."""
+    given = [name for name, value in options.items() if value not in (None, False)]
+    wrong = [f"--{name}" for name in given if (name in ("compare", "recursive")) == films]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: for {'pictures' if films else 'videos'} only")
+
+
+@contextlib.contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """SIGTERM, by which torchrun and batch systems end a process, leaves no temporary file behind."""
+
+    def end(number: int, _) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def tell(report: Report) -> int:
+    """Print what became of the inputs; the exit code."""
     for path in report.written:
         print(path)
+    if report.skipped:
+        count = len(report.skipped)
+        print(f"irnext: note: {count} skipped: the results exist", file=sys.stderr)
     for reason in report.failed.values():
         complain(reason)
     return FAILED if report.failed else 0

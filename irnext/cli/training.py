@@ -67,6 +67,9 @@ def train(
     log_every: Optional = None,
     tensorboard: bool = False,
     non_finite_limit: Optional = None,
+    layout: Name = None,
+    input_folder: Name = None,
+    target_folder: Name = None,
     allow_truncated: bool = False,
     dead_leaves: Rate = None,
     model: Name = None,
@@ -107,6 +110,9 @@ def train(
         log_every: steps between lines of log.jsonl.
         tensorboard: log for TensorBoard, too.
         non_finite_limit: steps in a row without a finite loss that end the training.
+        layout: one of the layouts of the data set, where its folder has several.
+        input_folder: for custom, the folder of the degraded pictures, in data.
+        target_folder: for custom, the folder of the clean ones.
         allow_truncated: read what there is of cut-off pictures.
         dead_leaves: share of dead-leaves images in a synthetic task.
         model: another model than the recipe's (irnext info lists them).
@@ -147,6 +153,9 @@ def train(
         log_every=log_every,
         tensorboard=tensorboard or None,
         non_finite_limit=non_finite_limit,
+        layout=layout,
+        input_folder=input_folder,
+        target_folder=target_folder,
         allow_truncated=allow_truncated or None,
         dead_leaves=dead_leaves,
         model=model,

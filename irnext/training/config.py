@@ -10,7 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..data.synthetic import DEGRADATIONS
+from ..data.degradations import DEGRADATIONS
+from ..data.specifications import RECIPES as TRAINED_AS
 
 RECIPES = resources.files("irnext") / "recipes"
 DTYPES = ("float32", "bfloat16")
@@ -52,7 +53,7 @@ class TrainingConfig:
         log_every: steps between lines of the log.
         tensorboard: log there, too.
         non_finite_limit: steps in a row without a finite loss that end the training.
-        allow_truncated: read what there is of cut-off pictures instead of refusing them.
+        layout, input_folder, target_folder, allow_truncated: as for `irnext.data.open_pairs`.
         dead_leaves: share of dead-leaves images among the crops of a synthetic task.
     """
 
@@ -86,6 +87,9 @@ class TrainingConfig:
     log_every: int = 100
     tensorboard: bool = False
     non_finite_limit: int = 10
+    layout: str | None = None
+    input_folder: str | None = None
+    target_folder: str | None = None
     allow_truncated: bool = False
     dead_leaves: float = 0.25
     weights: Path | None = None
@@ -170,10 +174,9 @@ class TrainingConfig:
 
 
 def list_tasks() -> list[str]:
-    """The tasks that have a recipe."""
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in RECIPES.iterdir() if entry.name.endswith(".toml")
-    )
+    """The tasks that have a recipe, and the data sets that are trained on by one of them."""
+    own = (entry.name for entry in RECIPES.iterdir())
+    return sorted((*(name.removesuffix(".toml") for name in own if name.endswith(".toml")), *TRAINED_AS))
 
 
 def recipe(task: str) -> dict[str, tuple[Any, str]]:
@@ -184,5 +187,5 @@ def recipe(task: str) -> dict[str, tuple[Any, str]]:
     """
     if task not in list_tasks():
         raise ValueError(f"unknown task {task!r}: choose one of {', '.join(list_tasks())}")
-    entries = tomllib.loads((RECIPES / f"{task}.toml").read_text("utf-8"))
+    entries = tomllib.loads((RECIPES / f"{TRAINED_AS.get(task, task)}.toml").read_text("utf-8"))
     return {name: (value, source) for name, (value, source) in entries.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from ..data import Pairs, TrainingCrops, open_pairs
+from ..data.specifications import TEST_SETS, Split
 from ..data.synthetic import (
     DEGRADATIONS,
     CleanPictures,
@@ -32,18 +33,32 @@ def open_sources(config: TrainingConfig) -> tuple[Dataset, Pairs | None]:
     """
     if config.task in DEGRADATIONS:
         return _synthetic(config)
-    pairs = open_pairs(config.task, config.data, "train", allow_truncated=config.allow_truncated)
+    pairs = _open(config, config.task, "train")
     return TrainingCrops(pairs, config.patch, config.seed), _validation(config)
+
+
+def _open(config: TrainingConfig, dataset: str, split: Split) -> Pairs:
+    return open_pairs(
+        dataset,
+        config.data,
+        split,
+        layout=config.layout,
+        input_folder=config.input_folder,
+        target_folder=config.target_folder,
+        allow_truncated=config.allow_truncated,
+    )
 
 
 def _validation(config: TrainingConfig) -> Pairs | None:
     """The validation split, or where there is none the test split, as in published training."""
     if not config.validate_every:
         return None
-    try:
-        return open_pairs(config.task, config.data, "validation", allow_truncated=config.allow_truncated)
-    except FileNotFoundError:
-        return None
+    for dataset in (config.task, *TEST_SETS.get(config.task, ())):
+        try:
+            return _open(config, dataset, "validation")
+        except FileNotFoundError:
+            continue
+    return None
 
 
 def _synthetic(config: TrainingConfig) -> tuple[Dataset, Pairs]:

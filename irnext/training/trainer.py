@@ -186,7 +186,8 @@ class Trainer:
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         )
         self.loss = DualDomainLoss(config.frequency_weight)
-        self.step, self.best, self.psnr = 0, None, None
+        self.step, self.concluded = 0, 0  # steps taken, and those whose validation and such are done
+        self.best, self.psnr = None, None
         self.skipped, self.skipped_in_a_row, self.logged_loss = 0, 0, math.nan
         self.sums, self.counted = [0.0, 0.0, 0.0], 0  # of the loss, its two terms and steps, for the log
         self.steps_per_epoch = len(self.crops) // config.batch
@@ -199,6 +200,7 @@ class Trainer:
             self._restore(state)
         self.wrapped = data_parallel(self.model, process)  # for several processes
         self.trained = torch.compile(self.wrapped) if config.compile else self.wrapped
+        self.asked = False  # by a signal to this process; they stop together, after the same step
         self.stop = False
 
     # ---- the state -----------------------------------------------------------------------------
@@ -209,6 +211,7 @@ class Trainer:
             "config": self.config.as_json(),
             "pictures": len(self.crops),
             "step": self.step,
+            "concluded": self.concluded,
             "model": self.model.state_dict(),
             "optimizer": self.optimiser.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -234,11 +237,12 @@ class Trainer:
         if not ours:  # the published code keeps the epoch, and computes the rest anew
             if self.config.unit != "epochs" or "epoch" not in state:
                 raise ResumeError(f"{path}: says its epoch at most: go on from it in epochs, not steps")
-            self.step = int(state["epoch"]) * self.steps_per_epoch
+            self.step = self.concluded = int(state["epoch"]) * self.steps_per_epoch
             return
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.step, self.best, self.psnr = state["step"], state["best"], state["psnr"]
+        self.step, self.concluded = state["step"], state["concluded"]
+        self.best, self.psnr = state["best"], state["psnr"]
         self.skipped, self.skipped_in_a_row = state["skipped"]
         self.sums, self.counted = list(state["sums"][0]), state["sums"][1]
         restore_generators(state["generators"], self.process.device)
@@ -258,6 +262,7 @@ class Trainer:
                 self._tell(f"resumed with {name} {now[name]} instead of {then[name]}")
 
     def _save(self) -> None:
+        self.saved = time.perf_counter()
         if not self.process.is_main:
             return
         save_state(self.config.output / STATE, self.state())
@@ -290,19 +295,16 @@ class Trainer:
             task = progress.add_task("", total=self.steps, completed=self.step, state="")
             batches = stack.enter_context(self._batches())
             self.model.train()
-            saved = self.logged = time.perf_counter()
-            while self.step < self.steps and not self.stop:
-                self._step(next(batches))
-                progress.update(task, completed=self.step, state=self._progress_text())
-                done = self.step == self.steps
-                if self.step % config.log_every == 0 or done:
-                    self._log()
-                due = self._after_unit(done)
-                self.stop = any_rank(self.stop)
-                waited = time.perf_counter() - saved > SAVE_SECONDS
-                if due or waited or done or self.stop:
-                    self._save()
-                    saved = time.perf_counter()
+            self.saved = self.logged = time.perf_counter()
+            while not self.stop and self.concluded < self.steps:
+                if self.concluded < self.step:
+                    self._conclude()
+                else:
+                    self._step(next(batches))
+                    progress.update(task, completed=self.step, state=self._progress_text())
+                self.stop = any_rank(self.asked)
+            if self.stop:
+                self._save()
         if self.stop and self.process.is_main:
             self._tell(f"interrupted after step {self.step} of {self.steps}; resume to go on from there")
         return self._result()
@@ -409,33 +411,48 @@ class Trainer:
 
     # ---- validation ----------------------------------------------------------------------------
 
-    def _after_unit(self, done: bool) -> bool:
-        """What follows the end of an epoch, or in steps each step; whether the state is to be saved."""
-        config = self.config
-        if config.unit == "epochs" and self.step % self.steps_per_epoch:
-            return False
+    def _conclude(self) -> None:
+        """What follows a step: the log, at the end of a unit validation and weights to keep, and the state.
+
+        Where a signal ends the validation, or it is killed, a resumed training begins with it.
+        """
+        config, done = self.config, self.step == self.steps
+        if self.step % config.log_every == 0 or done:
+            self._log()
+        ended = config.unit == "steps" or self.step % self.steps_per_epoch == 0
         unit = self._unit(self.step)
-        validates = config.validate_every and (unit % config.validate_every == 0 or done)
-        if validates and self.pairs is not None:
-            self._validate()
-        if config.save_every and unit % config.save_every == 0 and self.process.is_main:
+        every = config.validate_every
+        validates = ended and self.pairs is not None and every and (unit % every == 0 or done)
+        if validates:
+            self._save()
+            if not self._validate():
+                return
+        if ended and config.save_every and unit % config.save_every == 0 and self.process.is_main:
             name = f"{config.unit.removesuffix('s')}-{unit:05d}.safetensors"
             checkpoints.save(self._shipped(), config.output / name)
-        return config.unit == "epochs" or bool(validates)
+        self.concluded = self.step
+        waited = time.perf_counter() - self.saved > SAVE_SECONDS
+        if validates or done or waited or (ended and config.unit == "epochs"):
+            self._save()
 
-    def _validate(self) -> None:
-        """Validate, and keep the weights if they are the best so far."""
+    def _validate(self) -> bool:
+        """Validate, and keep the weights if they are the best so far; False where a signal ended it."""
         config, started = self.config, time.perf_counter()
         chosen = spread(len(self.pairs), config.validate_on)
 
         def sample(name: str, *pictures: np.ndarray) -> None:
             self.records.sample(self.step, name, *pictures)
 
-        self.psnr = validate(self._shipped(), self.pairs, chosen, self.process, config.samples, sample)
+        found = validate(
+            self._shipped(), self.pairs, chosen, self.process, config.samples, sample, lambda: self.asked
+        )
+        if found is None:
+            return False
+        self.psnr = found
         is_best = self.best is None or self.psnr > self.best
         self.best = self.psnr if is_best else self.best
         if not self.process.is_main:
-            return
+            return True
         if is_best:
             checkpoints.save(self._shipped(), config.output / BEST)
         self.records.write(
@@ -450,6 +467,7 @@ class Trainer:
         note = ", the best so far" if is_best else ""
         self._tell(f"step {self.step}: {self.psnr:.2f} dB on {len(chosen)} validation pictures{note}")
         self.logged += time.perf_counter() - started  # the time does not count as training's
+        return True
 
     # ---- what people see -----------------------------------------------------------------------
 
@@ -512,7 +530,7 @@ class Trainer:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def ask(number: int, frame: Any) -> None:
-            self.stop = True
+            self.asked = True
             signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second Ctrl-C does not wait
 
         for number in before:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..data import Pairs
-from ..distributed import Process, all_mean
+from ..distributed import Process, all_mean, any_rank
 from ..metrics import psnr
 from ..restoration import restore
 
@@ -26,15 +26,24 @@ def spread(count: int, wanted: int | None) -> list[int]:
 
 
 def validate(
-    model: nn.Module, pairs: Pairs, chosen: list[int], process: Process, samples: int, sample: Sample
-) -> float:
+    model: nn.Module,
+    pairs: Pairs,
+    chosen: list[int],
+    process: Process,
+    samples: int,
+    sample: Sample,
+    stopped: Callable[[], bool],
+) -> float | None:
     """Mean PSNR in dB (protocol `irnext-rgb`) of the chosen pairs, which the processes share.
 
     Pictures are restored whole, and not rounded. The main process gives the first `samples` that fall to
-    it to `sample`: name, degraded, restored and clean, each (H, W, 3) uint8.
+    it to `sample`: name, degraded, restored and clean, each (H, W, 3) uint8. None where `stopped` became
+    true in any process.
     """
     values = []
     for index in chosen[process.rank :: process.world_size]:
+        if stopped():
+            break
         degraded, clean = pairs.read(index)
         picture, target = (torch.tensor(array).permute(2, 0, 1) / 255 for array in (degraded, clean))
         restored = restore(model, picture)
@@ -42,4 +51,6 @@ def validate(
             shown = (restored * 255).round().byte().permute(1, 2, 0).numpy()
             sample(pairs.name(index), degraded, shown, clean)
         values.append(min(psnr(restored, target), HIGHEST))
+    if any_rank(stopped()):
+        return None
     return all_mean(sum(values)) / all_mean(len(values))
