@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import errno
 import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -561,6 +563,27 @@ def test_a_full_disk_leaves_the_old_checkpoints(configure, quiet, monkeypatch, w
     assert not list(config.output.glob("*.part"))
     monkeypatch.undo()
     assert train(configure(epochs=3), resume=True, console=quiet).steps == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_is_named_and_the_steps_before_it_are_kept(
+    gopro, configure, quiet, tmp_path, workers
+):
+    data = tmp_path / "data"
+    shutil.copytree(gopro, data)
+    config = dataclasses.replace(configure(workers=workers), data=data)
+    order = trainer.EpochSampler(8, 4, config.seed).order(0)
+    broken = sorted((data / "train/blur").iterdir())[order[5]]
+    broken.write_bytes(broken.read_bytes()[:-400])
+    with pytest.raises(ValueError) as caught:
+        train(config, console=quiet)
+    assert str(broken) in str(caught.value) and "Traceback" not in str(caught.value)
+    assert state.load_state(config.output / "state.pt")["step"] == 1
+    shutil.copy(gopro / "train/blur" / broken.name, broken)
+    train(config, resume=True, console=quiet)
+    whole = configure("whole")
+    train(whole, console=quiet)
+    assert_equal(config.output / "last.safetensors", whole.output / "last.safetensors")
 
 
 # ---- losses that are not finite ------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .. import checkpoints
 from ..data.sampling import EpochSampler
@@ -293,14 +293,14 @@ class Trainer:
                 self._introduce()
             progress = stack.enter_context(self._progress())
             task = progress.add_task("", total=self.steps, completed=self.step, state="")
-            batches = stack.enter_context(self._batches())
+            batches = self._batches()
             self.model.train()
             self.saved = self.logged = time.perf_counter()
             while not self.stop and self.concluded < self.steps:
                 if self.concluded < self.step:
                     self._conclude()
                 else:
-                    self._step(next(batches))
+                    self._step(self._next(batches))
                     progress.update(task, completed=self.step, state=self._progress_text())
                 self.stop = any_rank(self.asked)
             if self.stop:
@@ -309,7 +309,7 @@ class Trainer:
             self._tell(f"interrupted after step {self.step} of {self.steps}; resume to go on from there")
         return self._result()
 
-    def _step(self, batch: tuple[Tensor, Tensor]) -> None:
+    def _step(self, batch: list[Tensor]) -> None:
         """One step of the optimiser, or none where the loss or a gradient is not finite."""
         config = self.config
         rate = learning_rate(
@@ -340,7 +340,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
 
-    def _backward(self, batch: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def _backward(self, batch: list[Tensor]) -> list[Tensor]:
         """Gradients of the batch's mean loss; the loss and its two terms, this process's."""
         config, device = self.config, self.process.device
         parts = config.accumulate
@@ -378,8 +378,7 @@ class Trainer:
 
     # ---- data ----------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _batches(self) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    def _batches(self) -> Iterator[list[Tensor] | Exception]:
         """This process's shares of the batches from the next step on, without end."""
         process = self.process
         epoch, start = divmod(self.step, self.steps_per_epoch)
@@ -393,10 +392,11 @@ class Trainer:
             start,
         )
         workers = _workers(self.config, process)
-        batches = iter(
+        return iter(
             DataLoader(
-                self.crops,
+                _Telling(self.crops),
                 batch_sampler=sampler,
+                collate_fn=_collate,
                 num_workers=workers,
                 pin_memory=process.device.type == "cuda",
                 worker_init_fn=_ignore_signals,
@@ -404,10 +404,13 @@ class Trainer:
                 generator=torch.Generator(),  # else each start would draw from the global one
             )
         )
-        try:
-            yield batches
-        finally:
-            del batches  # ends the workers now
+
+    def _next(self, batches: Iterator[list[Tensor] | Exception]) -> list[Tensor]:
+        batch = next(batches)
+        if isinstance(batch, Exception):
+            self._save()  # the steps so far are good
+            raise batch
+        return batch
 
     # ---- validation ----------------------------------------------------------------------------
 
@@ -549,9 +552,26 @@ class Trainer:
             self.psnr,
             self.best,
             self.skipped,
-            self.stop and self.step < self.steps,
+            self.stop and self.concluded < self.steps,
             weights,
         )
+
+
+class _Telling(Dataset):
+    """Crops, or the exception met in making one: from a worker it would come wrapped into its traceback."""
+
+    def __init__(self, crops: Dataset):
+        self.crops = crops
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | Exception:
+        try:
+            return self.crops[key]
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _collate(items: list[tuple[Tensor, Tensor] | Exception]) -> list[Tensor] | Exception:
+    return next((item for item in items if isinstance(item, Exception)), None) or default_collate(items)
 
 
 def _initial_model(config: TrainingConfig) -> nn.Module:
