@@ -13,9 +13,9 @@ from skimage import data
 from torch import nn
 
 import irnext
-from irnext import bands, images, restoration
+from irnext import bands, images
 from irnext.optimization import OptimizedModel
-from irnext.restoration import restore, restore_files
+from irnext.restoration import files, inference, restore, restore_files
 
 
 @pytest.fixture(scope="module")
@@ -369,14 +369,14 @@ def test_auto_takes_bands_where_the_free_memory_is_too_small(model, folder, tmp_
     with pytest.raises(ValueError) as caught:
         optimized(torch.rand(1, 3, 64, 64), max_memory=1)
     free = int(caught.value.least / 0.9) + 2
-    monkeypatch.setattr(restoration, "available_memory", lambda device: free)
-    monkeypatch.setattr(restoration, "whole_memory", lambda *_: 2 * free)
+    monkeypatch.setattr(inference, "available_memory", lambda device: free)
+    monkeypatch.setattr(files, "whole_memory", lambda *_: 2 * free)
     report = restore_files(optimized, [folder / "b.png"], tmp_path / "b.png", max_memory="auto")
     assert not report.failed
     assert "b.png: at once it would take" in capsys.readouterr().err
     a, b = (np.asarray(images.read(tmp_path / name), int) for name in ("a.png", "b.png"))
     assert abs(a - b).max() <= 1
-    monkeypatch.setattr(restoration, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(inference, "available_memory", lambda device: 1000)
     monkeypatch.setattr(bands, "whole_memory", lambda *_: 2 * free)
     report = restore_files(optimized, [folder / "b.png"], tmp_path / "c.png", max_memory="auto")
     assert "64x64 pixels need at least" in report.failed[folder / "b.png"]

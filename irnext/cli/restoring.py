@@ -27,6 +27,7 @@ def restore(
     /,
     output: Output,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    task: Name = None,
     model: Name = None,
     low_pass: LowPass = None,
     device: Name = None,
@@ -61,6 +62,7 @@ def restore(
         inputs: picture files, folders, or patterns in quotes; or videos.
         output: a folder, or a file name for a single picture or video.
         weights: a checkpoint: .safetensors, or .pkl or .pth of the published code.
+        task: restore with the weights that come with irnext: haze, motion-blur, defocus, rain or snow.
         model: take the settings of this model (irnext info lists them) rather than the checkpoint's.
         low_pass: the model's low-pass filter: global as in the published dehazing code, local as in
             the published motion-deblurring code, whose checkpoints do not say so.
@@ -82,7 +84,7 @@ def restore(
     if any(films) and not all(films):
         raise ValueError("videos and pictures are restored by a command each")
     refuse_options(any(films), compare=compare, recursive=recursive, codec=codec, crf=crf, batch=batch)
-    network = load_model(weights, model, low_pass)
+    network = load_model(weights, model, low_pass, task)
     processes = Processes.of_torchrun()
     if device in (None, "cuda"):
         device = processes.gpu if torch.cuda.is_available() or device else "cpu"
