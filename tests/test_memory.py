@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import platform
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,3 +79,18 @@ def test_benchmark_says_what_did_not_fit():
     )
     (found,) = benchmark.run(options).values()
     assert found.seconds is None and "96x64 pixels need at least" in found.failure
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_free_memory_goes_back_to_the_system():
+    def resident() -> int:
+        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    kept, given = [], []
+    for _ in range(200):  # small blocks between large ones keep the heap from shrinking by itself
+        given.append(ctypes.create_string_buffer(100_000))
+        kept.append(ctypes.create_string_buffer(64))
+    before = resident()
+    given.clear()
+    memory.give_back_free_memory()
+    assert resident() < before - 15_000

@@ -27,6 +27,7 @@ from ..data.sampling import EpochSampler
 from ..distributed import Process, all_mean, any_rank, broadcast_object, data_parallel, process_group
 from ..files import output_folder
 from ..losses import DualDomainLoss
+from ..memory import give_back_free_memory
 from ..models import create_model
 from .config import TrainingConfig
 from .records import Records
@@ -44,6 +45,8 @@ from .validation import spread, validate
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
 SAVE_SECONDS = 600.0  # the state is written at least so often, and after every epoch and validation
+GRACE_SECONDS = 60  # for which workers outlive SIGTERM
+TRIM_STEPS = 100  # between those after which free memory goes back to the system
 # What a state must agree on with the training that goes on from it: they decide what a step is.
 FIXED = ("task", "model", "settings", "batch", "accumulate", "patch", "seed", "ema", "dtype")
 
@@ -293,14 +296,15 @@ class Trainer:
                 self._introduce()
             progress = stack.enter_context(self._progress())
             task = progress.add_task("", total=self.steps, completed=self.step, state="")
-            batches = self._batches()
+            self.batches = self._batches()
+            stack.callback(setattr, self, "batches", None)  # ends the workers, whatever else is kept
             self.model.train()
             self.saved = self.logged = time.perf_counter()
             while not self.stop and self.concluded < self.steps:
                 if self.concluded < self.step:
                     self._conclude()
                 else:
-                    self._step(self._next(batches))
+                    self._step(self._next())
                     progress.update(task, completed=self.step, state=self._progress_text())
                 self.stop = any_rank(self.asked)
             if self.stop:
@@ -399,14 +403,14 @@ class Trainer:
                 collate_fn=_collate,
                 num_workers=workers,
                 pin_memory=process.device.type == "cuda",
-                worker_init_fn=_ignore_signals,
+                worker_init_fn=_outlive_signals,
                 prefetch_factor=4 if workers else None,
                 generator=torch.Generator(),  # else each start would draw from the global one
             )
         )
 
-    def _next(self, batches: Iterator[list[Tensor] | Exception]) -> list[Tensor]:
-        batch = next(batches)
+    def _next(self) -> list[Tensor]:
+        batch = next(self.batches)
         if isinstance(batch, Exception):
             self._save()  # the steps so far are good
             raise batch
@@ -422,6 +426,8 @@ class Trainer:
         config, done = self.config, self.step == self.steps
         if self.step % config.log_every == 0 or done:
             self._log()
+        if self.step % TRIM_STEPS == 0:
+            give_back_free_memory()
         ended = config.unit == "steps" or self.step % self.steps_per_epoch == 0
         unit = self._unit(self.step)
         every = config.validate_every
@@ -590,7 +596,7 @@ def _workers(config: TrainingConfig, process: Process) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // here - 1))
 
 
-def _ignore_signals(worker: int) -> None:
-    """Signals to the whole group of processes are the main process's to answer."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_signals(worker: int) -> None:
+    """Signals to the whole group of processes are the main process's to answer, which needs the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
