@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 import os
 
 import pytest
 import torch
 from conftest import randomise
+from rich.console import Console
 from torch import Tensor
 from torch.autograd import gradcheck
 
 import irnext
 from irnext import ops
 from irnext.ops import reference
+from irnext.training import TrainingConfig, train
 
 DRY = os.environ.get("IRNEXT_GPU_DRY") == "1"
 DEVICE = "cpu" if DRY else "cuda"
@@ -498,6 +501,34 @@ def test_a_whole_model(backend):
 
 
 # ---- what only a device has ----------------------------------------------------------------------
+
+
+def test_training_by_the_recipe(backend, tmp_path):
+    """Crops, autocast, loss, clipping, Adam and the state: the losses of the reference backend."""
+
+    def losses(name: str) -> list[float]:
+        config = TrainingConfig.of(
+            "haze",
+            None,
+            tmp_path / name,
+            steps=3,
+            batch=2,
+            patch=(64, 64),
+            settings={"blocks": 1, "width": 8},
+            dtype="bfloat16",
+            ema=0.9,
+            device=DEVICE,
+            workers=0,
+            validate_every=0,
+            log_every=1,
+            warm_up=0,
+        )
+        with irnext.use_backend(name):
+            train(config, console=Console(quiet=True))
+        lines = map(json.loads, (config.output / "log.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if line["event"] == "train"]
+
+    assert losses(NAMES[backend]) == pytest.approx(losses("reference"), rel=0.02)
 
 
 @on_device

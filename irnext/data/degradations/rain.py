@@ -59,7 +59,7 @@ class Rain:
     slant: tuple[float, float] = (-0.6, 0.6)
     opacity: tuple[float, float] = (0.3, 0.7)
     brightness: tuple[float, float] = (0.75, 1.0)
-    veil: tuple[float, float] = (0.0, 0.3)
+    veil: tuple[float, float] = (0.0, 0.08)
     depths: tuple[str, ...] = DEPTHS
 
     def __post_init__(self):

@@ -61,7 +61,7 @@ class Snow:
     speed: tuple[float, float] = (0.0, 3.0)
     opacity: tuple[float, float] = (0.6, 0.95)
     brightness: tuple[float, float] = (0.85, 1.0)
-    veil: tuple[float, float] = (0.0, 0.4)
+    veil: tuple[float, float] = (0.0, 0.15)
     depths: tuple[str, ...] = DEPTHS
 
     def __post_init__(self):
