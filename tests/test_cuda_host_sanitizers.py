@@ -27,7 +27,10 @@ KERNELS = (
     *("pyramid_pool", "pyramid_merge", "pyramid_merge_backward", "pyramid_adjoint"),
 )
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="there is no g++"),
+    pytest.mark.xdist_group("sanitizers"),  # the driver takes a minute to build
+]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from irnext.distributed import (
     any_rank,
     broadcast_object,
     data_parallel,
+    first_object,
     process_group,
     synchronise_batch_norm,
 )
@@ -129,6 +130,7 @@ def agreements(process: Process) -> dict[str, object]:
         "nan": all_mean(float("nan") if process.rank else 1.0),
         "broadcast": broadcast_object({"rank": process.rank, "text": "x" * process.rank}),
         "from 1": broadcast_object(process.rank, source=1),
+        "first": [first_object(process.rank or None), first_object(None)],
         "float32": synchronised_float32(process.rank),
     }
 
@@ -188,6 +190,7 @@ def shares(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(shares, name):
     module, shape, _ = copy.deepcopy(CASES[name])
@@ -235,6 +238,7 @@ def test_processes_agree(shares):
         assert found["any"] == [True, False, True]
         assert found["mean"] == 2.0 and found["nan"] != found["nan"]
         assert found["broadcast"] == {"rank": 0, "text": ""} and found["from 1"] == 1
+        assert found["first"] == [1, None]
 
 
 def test_float32_is_exact(shares):
