@@ -182,6 +182,9 @@ def compute_all(rank: int, folder: Path) -> None:
     assert not dist.is_initialized()
 
 
+one_process = pytest.mark.xdist_group("shares")
+
+
 @pytest.fixture(scope="module")
 def shares(tmp_path_factory) -> list[dict]:
     """What each of the two processes found."""
@@ -190,7 +193,7 @@ def shares(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@pytest.mark.xdist_group("two processes")
+@one_process
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one(shares, name):
     module, shape, _ = copy.deepcopy(CASES[name])
@@ -211,6 +214,7 @@ def test_two_processes_equal_one(shares, name):
             assert relative_error(found, value) < TIGHT, key
 
 
+@one_process
 def test_batch_statistics_matter(shares):
     """Were every process to normalise by its own share, the comparison above would see it."""
     module, shape, cut = copy.deepcopy(CASES["network"])
@@ -219,6 +223,7 @@ def test_batch_statistics_matter(shares):
     assert relative_error(alone["y"], shares[0]["network"]["y"]) > 1e-4
 
 
+@one_process
 def test_ddp_gradients_equal_the_whole_batch(shares):
     module, shape, _ = copy.deepcopy(CASES["network"])
     x, target = pictures(shape)
@@ -232,6 +237,7 @@ def test_ddp_gradients_equal_the_whole_batch(shares):
             assert ((gradient - expected[name]).abs().max() / scale).item() < TIGHT, name
 
 
+@one_process
 def test_processes_agree(shares):
     for share in shares:
         found = share["agreements"]
@@ -241,6 +247,7 @@ def test_processes_agree(shares):
         assert found["first"] == [1, None]
 
 
+@one_process
 def test_float32_is_exact(shares):
     x, _ = pictures(CASES["norm"][1])
     expected = norm_case()(x)
