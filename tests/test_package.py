@@ -74,7 +74,7 @@ def test_everything_works_without_the_library(tmp_path):
 def build_wheel(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
     """What `setup.py bdist_wheel` says in a copy of the sources, and the files of its wheel."""
     source = folder / "source"
-    ignored = shutil.ignore_patterns(".*", "*.so", "build", "__pycache__", "demo", "fixtures", "results")
+    ignored = shutil.ignore_patterns(".*", "*.so", "build", "__pycache__", "fixtures", "results")
     shutil.copytree(ROOT, source, ignore=ignored)
     result = subprocess.run(
         [sys.executable, "setup.py", "--quiet", "bdist_wheel"],

@@ -113,7 +113,7 @@ def gist(box: str) -> str:
 
 
 def demo(output: Output = Path("irnext-demo"), seconds: float = 150, seed: int = 0) -> None:
-    """See a degraded photograph restored: trains a small model on other photographs first.
+    """See a photograph restored from five degradations, and the weights for haze learn a sixth.
 
     Args:
         output: folder for the side-by-side picture and the page with the slider.

@@ -9,6 +9,7 @@ from html import escape
 from string import Template
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 
@@ -19,35 +20,73 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
+class Comparison(NamedTuple):
+    """A degraded picture and the restored one, (H, W, 3) uint8, with a name and a line about them."""
+
+    name: str
+    degraded: np.ndarray
+    restored: np.ndarray
+    note: str
+
+
 def render(
-    degraded: Image.Image,
-    restored: Image.Image,
-    clean: Image.Image,
-    tables: Sequence[Table],
-    account: str,
+    comparisons: Sequence[Comparison], clean: np.ndarray, tables: Sequence[Table], account: Sequence[str]
 ) -> str:
     """The page as HTML: the pictures, of one size, lossless inside it; no other file is needed.
 
-    The slider is a range input over the picture, so mouse, touch and keyboard all move it.
+    The slider is a range input over the picture, so mouse, touch and keyboard all move it; radio
+    buttons choose the comparison, and what the degraded picture is compared with.
+
+    Args:
+        comparisons: one or more.
+        clean: the picture as it should be, (H, W, 3) uint8.
+        tables, account: what stands below, the account in paragraphs.
     """
-    if not degraded.size == restored.size == clean.size:
-        raise ValueError(f"the pictures differ in size: {degraded.size}, {restored.size}, {clean.size}")
-    width, height = degraded.size
+    pictures = [clean, *(picture for c in comparisons for picture in (c.degraded, c.restored))]
+    if any(picture.shape != clean.shape for picture in pictures):
+        raise ValueError(f"the pictures differ in size: {sorted({picture.shape for picture in pictures})}")
+    height, width, _ = clean.shape
     return _PAGE.substitute(
         width=width,
         height=height,
-        degraded=_data_uri(degraded),
-        restored=_data_uri(restored),
-        clean=_data_uri(clean),
+        choices="\n".join(_choice(index, c) for index, c in enumerate(comparisons)),
+        pictures="\n".join(
+            [
+                *(_pictures(index, c) for index, c in enumerate(comparisons)),
+                _picture("right", "clean", "The original photograph", clean, hidden=True),
+            ]
+        ),
+        note=escape(comparisons[0].note),
         tables="\n".join(map(_table, tables)),
-        account=escape(account),
+        account="\n".join(f"<p>{escape(paragraph)}</p>" for paragraph in account),
     )
 
 
-def _data_uri(picture: Image.Image) -> str:
+def _choice(index: int, comparison: Comparison) -> str:
+    """The radio button of a comparison."""
+    checked = "" if index else " checked"
+    return (
+        f'<label><input type="radio" name="case" value="{index}" data-name="{escape(comparison.name)}" '
+        f'data-note="{escape(comparison.note)}"{checked}> {escape(comparison.name)}</label>'
+    )
+
+
+def _pictures(index: int, comparison: Comparison) -> str:
+    """Both pictures of a comparison; those of the first are shown before any choice."""
+    name, hidden = comparison.name, index > 0
+    restored = _picture("right", f"restored-{index}", f"Restored: {name}", comparison.restored, hidden)
+    degraded = _picture("left", f"degraded-{index}", f"Degraded: {name}", comparison.degraded, hidden)
+    return f"{restored}\n{degraded}"
+
+
+def _picture(side: str, identity: str, description: str, picture: np.ndarray, hidden: bool) -> str:
     encoded = io.BytesIO()
-    picture.save(encoded, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()
+    Image.fromarray(picture).save(encoded, "WEBP", lossless=True)  # a third smaller than PNG
+    data = base64.b64encode(encoded.getvalue()).decode()
+    return (
+        f'<img class="{side}" id="{identity}" alt="{escape(description)}"{" hidden" if hidden else ""} '
+        f'src="data:image/webp;base64,{data}">'
+    )
 
 
 def _table(table: Table) -> str:
@@ -66,7 +105,7 @@ _PAGE = Template("""<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>irnext: haze removed from an unseen photograph</title>
+<title>irnext: an unseen photograph restored</title>
 <style>
 :root { color-scheme: light dark; --ink: #1c1f24; --paper: #fbfbfa; --line: #d5d8dc; --accent: #0b62c4; }
 @media (prefers-color-scheme: dark) {
@@ -97,6 +136,7 @@ legend { float: left; margin-right: 1.25rem; }
   color: #fff; font-size: .9rem; pointer-events: none; }
 .label.before { left: .6rem; }
 .label.after { right: .6rem; }
+.note { margin: .5rem 0 0; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 table { width: 100%; margin-top: 1.5rem; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
@@ -107,42 +147,50 @@ td:last-child { font-weight: 600; }
 </head>
 <body>
 <main>
-<h1>Haze removed from a photograph the model never saw</h1>
+<h1>A photograph that the models never saw, restored</h1>
 <fieldset>
-<legend>Compare the hazy photograph with</legend>
+<legend>Degraded by</legend>
+$choices
+</fieldset>
+<fieldset>
+<legend>Compare with</legend>
 <label><input type="radio" name="right" value="restored" checked> the restored one</label>
-<label><input type="radio" name="right" value="clean"> the clean original</label>
+<label><input type="radio" name="right" value="clean"> the original</label>
 </fieldset>
 <div class="compare">
-<img class="right" id="restored" alt="The photograph as restored by the model" src="$restored">
-<img class="right" id="clean" alt="The clean original" src="$clean" hidden>
-<img class="left" alt="The hazy photograph" src="$degraded">
+$pictures
 <div class="bar"></div>
-<span class="label before" aria-hidden="true">hazy</span>
+<span class="label before" aria-hidden="true">degraded</span>
 <span class="label after" aria-hidden="true">restored</span>
-<input type="range" min="0" max="100" step="0.5" value="50" aria-label="Share of the hazy photograph shown">
+<input type="range" min="0" max="100" step="0.5" value="50"
+  aria-label="Share of the degraded photograph shown">
 </div>
+<p class="note" aria-live="polite">$note</p>
 <div class="scroll">
 $tables
 </div>
-<p>$account</p>
+$account
 </main>
 <script>
 const box = document.querySelector(".compare");
 const slider = box.querySelector("input");
 const move = () => {
   box.style.setProperty("--at", slider.value + "%");
-  slider.setAttribute("aria-valuetext", Math.round(slider.value) + " % hazy");
+  slider.setAttribute("aria-valuetext", Math.round(slider.value) + " % degraded");
 };
 slider.addEventListener("input", move);
-const choose = (value) => {
-  for (const picture of box.querySelectorAll(".right")) picture.hidden = picture.id !== value;
-  box.querySelector(".after").textContent = value;
+const chosen = (name) => document.querySelector("[name=" + name + "]:checked");
+const show = () => {
+  const shown = chosen("case"), right = chosen("right").value;
+  const visible = ["degraded-" + shown.value, right === "clean" ? right : right + "-" + shown.value];
+  for (const picture of box.querySelectorAll("img")) picture.hidden = !visible.includes(picture.id);
+  box.querySelector(".before").textContent = shown.dataset.name;
+  box.querySelector(".after").textContent = right === "clean" ? "original" : right;
+  const note = document.querySelector(".note");
+  if (note.textContent !== shown.dataset.note) note.textContent = shown.dataset.note;
 };
-for (const radio of document.querySelectorAll("[name=right]")) {
-  radio.addEventListener("change", () => choose(radio.value));
-  if (radio.checked) choose(radio.value); // browsers restore form states on reload
-}
+for (const radio of document.querySelectorAll("[type=radio]")) radio.addEventListener("change", show);
+show(); // browsers restore form states on reload
 move();
 </script>
 </body>
