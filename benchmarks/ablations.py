@@ -107,6 +107,7 @@ def train_variant(options: Options, settings: dict, seed: int) -> dict:
             batch=options.batch,
             patch=(options.patch, options.patch),
             seed=seed,
+            ema=0.0,  # of so few steps an average would be half the weights they began with
             validate_every=options.steps,
             log_every=max(1, options.steps // 3),
             workers=1,

@@ -13,7 +13,6 @@ import importlib.util
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +63,13 @@ class Train:
             torch.set_num_threads(self.threads)
         photographs = gather(self.output / "photographs")
         for task in self.task:
-            started = time.perf_counter()
             config = TrainingConfig.of(
                 task, photographs, self.output / task, steps=self.steps, seed=SEED, validate_every=500
             )
             result = train(config, resume=True)
             if result.interrupted:
                 raise KeyboardInterrupt
-            ship(task, config, time.perf_counter() - started)
+            ship(task, config)
 
 
 @dataclass(frozen=True)
@@ -135,14 +133,16 @@ def gather(folder: Path) -> Path:
     return folder
 
 
-def ship(task: str, config: TrainingConfig, seconds: float) -> None:
+def ship(task: str, config: TrainingConfig) -> None:
     """Put the last weights of a training into the package, in half precision, with how they came about."""
     model = checkpoints.load(config.output / "last.safetensors")
     path = pretrained.path_of(task)
     path.parent.mkdir(exist_ok=True)
     checkpoints.save(model.half(), path)
     here = harness.machine()
-    log = map(json.loads, (config.output / "log.jsonl").read_text().splitlines())
+    lines = map(json.loads, (config.output / "log.jsonl").read_text().splitlines())
+    log = [line for line in lines if line["event"] == "train"]
+    crops = config.log_every * config.batch
     record = {
         "task": task,
         "steps": config.length,
@@ -150,8 +150,8 @@ def ship(task: str, config: TrainingConfig, seconds: float) -> None:
         "patch": config.patch,
         "seed": config.seed,
         "crops": config.length * config.batch,
-        "seconds": round(seconds),
-        "loss": next(line["loss"] for line in reversed(list(log)) if line["event"] == "train"),
+        "seconds": round(sum(crops / line["crops_per_second"] for line in log)),  # validation left out
+        "loss": log[-1]["loss"],
         "photographs": [name for names in TRAINING.values() for name in names if name not in WATCHED],
         "processor": here["processor"],
         "threads": here["threads"],
@@ -172,11 +172,12 @@ def measure(task: str, pictures: Path | None) -> list[dict]:
         for draw in range(DRAWS):
             pairs = SyntheticPairs(CleanPictures(files), DEGRADATIONS[task](), SEED + draw)
             degraded, clean = pairs.read(index)
-            restored = restore(model, degraded)
-            scores.append((*score(degraded, clean), *score(restored, clean)))
+            restored = restore(model, np.float32(degraded) / 255)
+            scores.append((*score(np.float32(degraded) / 255, clean), *score(restored, clean)))
             if pictures is not None:
                 pictures.mkdir(parents=True, exist_ok=True)
-                sheet = np.concatenate([degraded, restored, clean], 1)
+                shown = np.rint(restored * 255).astype(np.uint8)
+                sheet = np.concatenate([degraded, shown, clean], 1)
                 images.write(Image.fromarray(sheet), pictures / f"{task}-{file.stem}-{draw}.png")
         names = ("psnr_before", "ssim_before", "psnr_after", "ssim_after")
         means = dict(zip(names, np.mean(scores, 0).tolist(), strict=True))
@@ -186,8 +187,8 @@ def measure(task: str, pictures: Path | None) -> list[dict]:
 
 
 def score(picture: np.ndarray, clean: np.ndarray) -> tuple[float, float]:
-    """PSNR in dB and SSIM of an 8-bit picture."""
-    found, target = (torch.tensor(array).permute(2, 0, 1) / 255 for array in (picture, clean))
+    """PSNR in dB and SSIM of a float picture (H, W, 3), not rounded, against an 8-bit one."""
+    found, target = torch.tensor(picture).permute(2, 0, 1), torch.tensor(clean).permute(2, 0, 1) / 255
     return psnr(found, target), ssim(found, target)
 
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .devices import check_device
 
 CPU = torch.device("cpu")
-TIMEOUT = datetime.timedelta(minutes=30)  # longer than the main process validates while others wait
+TIMEOUT = datetime.timedelta(minutes=30)  # longer than one process validates after the others have
 
 
 # ---- processes -----------------------------------------------------------------------------------
@@ -65,11 +65,14 @@ def process_group(
     if dist.is_available() and dist.is_initialized():
         local_rank = _number("LOCAL_RANK", dist.get_rank())
         place = _device(device, local_rank, dist.get_world_size())
-        yield Process(dist.get_rank(), dist.get_world_size(), local_rank, place)
+        with _current(place):
+            yield Process(dist.get_rank(), dist.get_world_size(), local_rank, place)
         return
     world_size = _number("WORLD_SIZE", 1)
     if world_size == 1:
-        yield Process(device=_device(device, 0, 1))
+        place = _device(device, 0, 1)
+        with _current(place):
+            yield Process(device=place)
         return
     names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     if missing := [name for name in names if name not in os.environ]:
@@ -122,6 +125,11 @@ def _device(wanted: str | torch.device | None, local_rank: int, world_size: int)
     return torch.device("cuda", local_rank)
 
 
+def _current(device: torch.device) -> contextlib.AbstractContextManager:
+    """A context in which a GPU is the one that is taken where no number is given, as collectives do."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
 # ---- agreement -----------------------------------------------------------------------------------
 
 
@@ -161,6 +169,18 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     return objects[0]
 
 
+def first_object(value: Any) -> Any:
+    """The first `value` in the order of ranks that is not None: the same in all, which must all ask.
+
+    It must pickle.
+    """
+    if not is_distributed():
+        return value
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return next((value for value in values if value is not None), None)
+
+
 # ---- models --------------------------------------------------------------------------------------
 
 
@@ -188,6 +208,22 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SynchronisedBatchNorm2d
     return model
+
+
+@contextlib.contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """A context in which the model is as before `synchronise_batch_norm`, which one process may use alone.
+
+    In eval mode that changes no value; what knows `BatchNorm2d` only, such as bands, then takes the model.
+    """
+    norms = [module for module in model.modules() if type(module) is SynchronisedBatchNorm2d]
+    for norm in norms:
+        norm.__class__ = nn.BatchNorm2d
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.__class__ = SynchronisedBatchNorm2d
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
@@ -258,7 +294,7 @@ def _gathered_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Every process's own moments are merged (Chan et al. 1979), in the order of ranks: sums of squares
     would cancel, and ranks would disagree.
     """
-    count = x.new_tensor(x.numel() // x.shape[1])
+    count = x.new_full((), x.numel() // x.shape[1])  # written by a GPU itself, which is not waited for
     mean = _plane_sums(x) / count.clamp(min=1)
     squares = _plane_sums((x - mean[:, None, None]).square())
     own = torch.cat((mean, squares, count[None]))

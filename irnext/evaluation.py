@@ -28,6 +28,7 @@ from .metrics import Metric, measure, require
 from .metrics.protocols import saved_levels
 from .provenance import describe_model, environment, file_hash
 from .restoration import restore
+from .restoration.inference import release
 
 PER_PICTURE, FIRST, TRAIN = WINDOWS = ("per-picture", "first", "train")
 TRAINING_SIDE = 256  # of the crops that the published code trains on
@@ -231,6 +232,7 @@ class _Work:
             started = time.perf_counter()
             restored = restore(self.model, given.float() / 255, **self.options)
             seconds = time.perf_counter() - started
+            release(self.model)
             if self.save is not None:
                 _write(restored, self.save / f"{self.pairs.name(index)}.png")
             return pool.submit(self._row, index, given, target, restored, seconds)

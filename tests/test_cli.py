@@ -232,7 +232,7 @@ def test_bugs_keep_their_traceback(monkeypatch):
         ),
         (("restore", "a.png", "-o", "out", "--tile", "x"), r"--tile.*'x'"),
         (("demo", "--seed", "x"), r"--seed: .*'x'"),
-        (("restore", "a.png"), r"Missing from irnext restore: -o OUT, --output OUT.*restore --help$"),
+        (("export", "a.pkl"), r"Missing from irnext export: -o OUT, --output OUT.*export --help$"),
         (("complexity", "--size", "3"), r"'--size'. Expected 2 values"),
         ((), rf"Missing subcommand.*{COMMANDS}.*irnext --help$"),
         (("bogus",), rf"bogus.*{COMMANDS}"),

@@ -116,6 +116,8 @@ def test_a_layout_can_be_asked_for(tmp_path):
         ValueError, match="no layout 'right' of DPDD here; found: official, official, left view"
     ):
         open_pairs("dpdd", root, "test", layout="right")
+    with pytest.raises(FileNotFoundError, match="no GoPro here; this looks like DPDD"):
+        open_pairs("gopro", root, "test", layout="MIMO")
 
 
 def test_rsblur_takes_what_its_lists_name(tmp_path):
@@ -123,6 +125,10 @@ def test_rsblur_takes_what_its_lists_name(tmp_path):
     path = root / "datalist/RSBlur/RSBlur_real_test.txt"
     path.write_text(path.read_text().splitlines()[2])
     assert [pair.name for pair in open_pairs("rsblur", root, "test").pairs] == ["0002/000011"]
+    path.write_text(f"{path.read_text()}\n{path.read_text().replace('000011', '000099')}")
+    pairs = open_pairs("rsblur", root, "test")
+    assert len(pairs) == 1
+    assert pairs.unpaired == [root / "RSBlur/0002/000099/real_blur/real_blur.png"]  # listed, but not there
     shutil.rmtree(root / "datalist")
     with pytest.raises(FileNotFoundError, match=r"RSBlur_real_\{train,val,test\}\.txt"):
         open_pairs("rsblur", root, "train")

@@ -18,6 +18,8 @@ from PIL import Image
 
 import irnext
 from irnext import checkpoints, cli, metrics
+from irnext.cli.evaluation import PROTOCOLS
+from irnext.data.specifications import DATASETS
 from irnext.data.subsets import read_subset
 from irnext.evaluation import Evaluation, Row, evaluate
 from irnext.metrics import Metric, measure
@@ -196,6 +198,13 @@ def test_memory_and_tiles_are_passed_through(model, pairs, monkeypatch):
     assert seen[-1]["max_memory"] == "8G"
 
 
+def test_memory_is_given_back_after_every_picture(model, pairs, monkeypatch):
+    calls = []
+    monkeypatch.setattr("irnext.restoration.inference.give_back_free_memory", lambda: calls.append(None))
+    evaluate(model, pairs)
+    assert len(calls) == 3
+
+
 def test_saved_pictures_are_what_is_scored_as_saved(model, pairs, tmp_path):
     found = evaluate(model, pairs, save=tmp_path / "new")
     for row, (_, clean) in zip(found.rows, pairs.pairs, strict=True):
@@ -340,6 +349,12 @@ def test_the_paper_has_every_test_set_with_known_protocols():
         assert {metric.protocol for metric in result.scores} <= set(metrics.PROTOCOLS)
 
 
+def test_every_set_with_test_pictures_has_the_protocol_of_its_papers():
+    tested = {key for key, one in DATASETS.items() if any(layout.test for layout in one.layouts)}
+    assert tested <= set(PROTOCOLS)
+    assert all(PROTOCOLS[key] == ("derain-y",) for key in tested if "rain" in key or key == "test100")
+
+
 # ---- the command line ----------------------------------------------------------------------------
 
 
@@ -401,6 +416,11 @@ def test_command_evaluates_every_test_set_of_a_task(here, capsys):
     assert "38.14 dB (Table 3)" in text and "31.53 dB (Table 3)" in text and "rain100h" not in text
     assert "derain-y" in text and "irnext-rgb" not in text
     assert len(list(Path("new").glob("*/*.png"))) == 2
+    Path("rain/test/Test100/target/GOPR0384_11_00_000000.png").rename("rain/test/Rain100L/target/other.png")
+    assert run(*arguments[:-2], "--layout", "Restormer") == 0
+    output, errors = capsys.readouterr()
+    assert "rain100l" in output and "test100" not in output
+    assert "irnext: note: rain100l: pictures without a counterpart are left out: 1" in errors and "other.png" in errors
 
 
 @pytest.mark.parametrize("task", ["haze", "rain"])

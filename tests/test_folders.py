@@ -212,6 +212,16 @@ def test_the_report_keeps_the_order_and_the_filters_of_warnings(tmp_path):
     assert warnings.filters == before
 
 
+def test_memory_is_given_back_after_every_picture(tree, tmp_path, monkeypatch):
+    """Pictures of many sizes would let a process grow by gigabytes."""
+    calls = []
+    monkeypatch.setattr(inference, "give_back_free_memory", lambda: calls.append(None))
+    restore_files(nn.Conv2d(3, 3, 1), [tree], tmp_path / "out", recursive=True)
+    assert len(calls) == 4
+    inference.release(nn.Conv2d(3, 3, 1, device="meta"))
+    assert len(calls) == 4  # the memory of other devices is not the C library's
+
+
 # ---- several processes ---------------------------------------------------------------------------
 
 
@@ -324,6 +334,8 @@ def test_the_command_resumes_a_tree(tree, tmp_path, monkeypatch, capsys):
     output, errors = capsys.readouterr()
     assert output.split() == [os.path.join("out", "x", "b.png")]
     assert "irnext: note: 3 skipped" in errors
+    assert cli.main(["restore", "in/b.png", "--weights", "w.safetensors", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.split() == [os.path.join("restored", "b.png")]
     assert cli.main([*command, "--crf", "20"]) == 2
     assert "--crf: for videos only" in capsys.readouterr().err
 

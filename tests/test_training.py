@@ -27,10 +27,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import irnext
 from irnext import checkpoints, cli, create_model
 from irnext.data import TrainingCrops
+from irnext.distributed import Process, SynchronisedBatchNorm2d, synchronise_batch_norm
 from irnext.losses import DualDomainLoss
 from irnext.restoration import restore
-from irnext.training import ResumeError, TrainingConfig, list_tasks, recipe, state, train, trainer
+from irnext.training import ResumeError, TrainingConfig, list_tasks, recipe, state, train, trainer, validation
 from irnext.training.schedule import learning_rate
+from irnext.training.sources import open_sources
 
 SMALL = {"blocks": 1, "width": 8}
 
@@ -176,6 +178,8 @@ def test_overrides_replace_the_recipe_and_steps_replace_epochs(tmp_path):
         ({"warm_up": 2}, "less than the 2 epochs"),
         ({"epochs": 1, "steps": 1}, "not both"),
         ({"clip": 0.0}, "clip is 0"),
+        ({"validate_on": 0}, "validate_on is 0"),
+        ({"workers": -1}, "workers is -1"),
     ],
 )
 def test_configurations_that_cannot_be_are_refused(configure, overrides, message):
@@ -289,6 +293,47 @@ def test_accumulated_parts_give_the_gradients_of_the_whole_batch(configure, quie
     scale = max(float(gradient.abs().max()) for gradient in gradients[0])
     for whole, split in zip(*gradients, strict=True):
         torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_batch_normalisation_wants_two_crops_and_only_that(configure, quiet):
+    with pytest.raises(ValueError, match="at least two crops"):
+        train(configure(batch=2, accumulate=2), console=quiet)
+    plain = {"settings": SMALL | {"branch": "conv"}, "weights": None}
+    result = train(configure("plain", batch=1, steps=1, epochs=None, **plain), console=quiet)
+    assert np.isfinite(result.loss)
+
+
+def test_validation_is_bounded_where_memory_is_short(configure, gopro, quiet, monkeypatch):
+    """Also of a model whose normalisation is synchronised, which bands do not know."""
+    model = synchronise_batch_norm(checkpoints.load(configure().weights).train())
+    pairs, process = irnext.data.open_pairs("gopro", gopro, "test"), Process()
+    arguments = model, pairs, [0, 1], process, 0, print, lambda: False
+    expected = validation.validate(*arguments)
+
+    def short(model, picture, max_memory=None):
+        if max_memory is None:
+            raise MemoryError
+        return restore(model, picture, max_memory="12M")
+
+    monkeypatch.setattr(validation, "restore", short)
+    assert validation.validate(*arguments) == pytest.approx(expected, abs=1e-3)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and all(type(norm) is SynchronisedBatchNorm2d and norm.training for norm in norms)
+
+
+def test_cublas_is_told_to_be_deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with trainer._algorithms(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+def test_workers_follow_the_cores_that_are_allowed(configure, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    config = dataclasses.replace(configure(), workers=None)
+    assert trainer._workers(config, Process()) == 5
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert trainer._workers(config, Process()) == 2
 
 
 def test_the_best_weights_are_the_best(configure, quiet, monkeypatch):
@@ -466,6 +511,31 @@ def test_a_finished_training_goes_on_when_it_is_made_longer(configure, quiet):
     assert "resumed with epochs 2 instead of 1" in quiet.file.getvalue()
 
 
+def test_going_on_in_another_folder_has_its_own_best_weights(configure, quiet):
+    train(configure(), console=quiet)
+    there = configure().output / "state.pt"
+    config = configure("other", epochs=3)
+    result = train(config, resume=there, console=quiet)
+    assert result.steps == 6 and result.weights == config.output / "best.safetensors"
+    assert_equal(result.weights, config.output / "last.safetensors")
+    with pytest.raises(FileExistsError, match="holds a training already"):
+        train(config, resume=there, console=quiet)
+    assert train(config, resume=config.output / "state.pt", console=quiet).steps == 6
+
+
+def test_a_signal_after_the_last_step_interrupts_nothing(configure, quiet, monkeypatch):
+    original = trainer.Trainer._conclude
+
+    def concluding(self):
+        original(self)
+        if self.concluded == self.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(trainer.Trainer, "_conclude", concluding)
+    assert not train(configure(), console=quiet).interrupted
+    assert "interrupted" not in quiet.file.getvalue()
+
+
 def test_resume_begins_where_there_is_nothing(configure, quiet):
     assert train(configure(), resume=True, console=quiet).steps == 4
 
@@ -536,6 +606,13 @@ def test_goes_on_from_a_published_training(configure, tmp_path, quiet):
     assert state.load_state(config.output / "state.pt")["optimizer"]["state"][0]["step"] == 5
 
 
+def test_a_published_training_that_is_complete_leaves_its_weights(configure, tmp_path, quiet):
+    published_model_pkl(configure(epochs=1, warm_up=0), tmp_path / "model.pkl")
+    result = train(configure(epochs=1, warm_up=0), resume=tmp_path / "model.pkl", console=quiet)
+    found, expected = tensors(result.weights), checkpoints.load(tmp_path / "model.pkl").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_a_published_training_of_another_model_is_refused(configure, tmp_path, quiet):
     published_model_pkl(configure(epochs=1, warm_up=0), tmp_path / "model.pkl", width=16)
     with pytest.raises(ResumeError, match="another model"):
@@ -584,6 +661,17 @@ def test_an_unreadable_picture_is_named_and_the_steps_before_it_are_kept(
     whole = configure("whole")
     train(whole, console=quiet)
     assert_equal(config.output / "last.safetensors", whole.output / "last.safetensors")
+
+
+def test_an_error_in_another_process_ends_this_one_with_its_steps_kept(configure, quiet, monkeypatch):
+    asked = iter([False, False, True])
+    monkeypatch.setattr(trainer, "any_rank", lambda flag: flag or next(asked))
+    monkeypatch.setattr(trainer, "first_object", lambda _: ValueError("b.png: not a picture"))
+    monkeypatch.setattr(trainer.Trainer, "_step", lambda self, _: setattr(self, "step", self.step + 1))
+    config = configure(log_every=100)
+    with pytest.raises(ValueError, match=r"b\.png"):
+        train(config, console=quiet)
+    assert state.load_state(config.output / "state.pt")["step"] == 1
 
 
 # ---- losses that are not finite ------------------------------------------------------------------
@@ -722,6 +810,11 @@ def test_sigterm_ends_the_command_with_the_state(gopro, options, tmp_path):
     assert state.load_state(out / "state.pt")["step"] >= 3
 
 
+def test_resume_may_stand_before_any_option():
+    assert cli.training.from_published(["--resume", "-o", "out"]) == ["--resume", "-o", "out"]
+    assert cli.training.from_published(["--resume", "a.pkl"]) == ["--resume-from", "a.pkl"]
+
+
 def test_recipes_are_shown_with_their_sources(capsys):
     assert cli.main(["train", "--recipes", "--task", "gopro"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
@@ -744,6 +837,15 @@ def test_bad_input_is_one_line(gopro, tmp_path, capsys, options):
     assert "a batch needs 16" in refused(capsys, "--task", "gopro", "--data", str(gopro), *few)
     assert not (tmp_path / "few").exists()
     assert "KEY=VALUE" in refused(capsys, "--task", "gopro", "--data", str(gopro), "--set", "blocks")
+
+
+def test_two_folders_are_not_validated_on_what_they_train_on(gopro, tmp_path):
+    folders = {"input_folder": "train/blur", "target_folder": "train/sharp"}
+    config = TrainingConfig.of("custom", gopro, tmp_path / "run", **folders)
+    crops, pairs = open_sources(config)
+    assert len(crops) == 8 and pairs is None
+    _, pairs = open_sources(TrainingConfig.of("custom", gopro, tmp_path / "run"))
+    assert len(pairs) == 2  # those of test
 
 
 # ---- synthetic tasks -----------------------------------------------------------------------------
@@ -771,8 +873,6 @@ def test_a_synthetic_task_learns_without_data(tmp_path, quiet):
 
 
 def test_clean_pictures_are_kept_apart_for_validation(tmp_path):
-    from irnext.training.sources import open_sources
-
     for index in range(12):
         Image.new("RGB", (80, 72), (index, 0, 0)).save(tmp_path / f"{index:02d}.png")
     config = TrainingConfig.of("haze", tmp_path, tmp_path / "run", dead_leaves=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +34,7 @@ PROTOCOLS = {
     "dpdd": ("dpdd",),
     **dict.fromkeys(("its", "ots", "sots-indoor", "sots-outdoor", "dense-haze", "nh-haze"), _DEHAZING),
     **dict.fromkeys(("csd", "srrs", "snow100k"), _DEHAZING),
-    **dict.fromkeys(("rain13k", "rain14000", "rain100l", "rain100h", "test100"), _DERAINING),
+    **dict.fromkeys(("rain13k", "rain14000", "rain800", "rain100l", "rain100h", "test100"), _DERAINING),
 }
 GENERAL = ("irnext-rgb", "ssim-rgb")  # custom and synthetic pairs
 
@@ -111,6 +112,8 @@ def evaluate_task(
     folders = {"layout": layout, "input_folder": input_folder, "target_folder": target_folder}
     opening = folders | {"allow_truncated": allow_truncated}
     test_sets = dict(_test_sets(task, data, seed, opening))
+    for name, pairs in test_sets.items():
+        _note_unpaired(name, pairs, data)
     if weights is None:
         weights = path_of(task)
     network = load_model(weights, model, low_pass or _published_low_pass(task, weights, model))
@@ -187,6 +190,16 @@ def _test_sets(task: str, data: Path, seed: int, opening: dict[str, Any]) -> Ite
             missing = error
     if not found:
         raise missing
+
+
+def _note_unpaired(name: str, pairs: Pairs, data: Path) -> None:
+    """One line on the error output where pictures of a test set are left out."""
+    if unpaired := getattr(pairs, "unpaired", ()):
+        print(
+            f"irnext: note: {name}: pictures without a counterpart are left out: {len(unpaired)}, such as "
+            f"{unpaired[0]} (see irnext data check {data})",
+            file=sys.stderr,
+        )
 
 
 def _parse_window(text: str) -> Window:

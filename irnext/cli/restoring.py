@@ -25,7 +25,7 @@ def restore(
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN...", help_behavior_hint="")
     ],
     /,
-    output: Output,
+    output: Output = Path("restored"),
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     task: Name = None,
     model: Name = None,

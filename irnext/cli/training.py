@@ -200,7 +200,7 @@ def from_published(arguments: Sequence[str]) -> list[str]:
     while rest:
         option = rest.pop(0)
         name = option.replace("_", "-") if option.startswith("--") else option
-        following = rest[0] if rest and not rest[0].startswith("--") else None
+        following = rest[0] if rest and not rest[0].startswith("-") else None
         if name == "--mode" and following is not None:
             if rest.pop(0) != "train":
                 raise ValueError("--mode test of the published code is: irnext evaluate")

@@ -36,7 +36,7 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairing:
-    """The pairs of one split, and the pictures that have no counterpart."""
+    """The pairs of one split, and the pictures that have no counterpart, or are in a list only."""
 
     pairs: list[Pair]
     unpaired: list[Path]
@@ -109,6 +109,9 @@ def _matches(tree: Tree, source: Source, limit: int | None = None) -> Iterator[M
             else:
                 found.add(path)
                 yield Match(path, target, name)
+    if listed and limit is None:  # what a list names may be missing on the disk
+        seen = {path.lower() for path in (*found, *missing)}
+        missing |= {path: Match(path, None, path) for key, path in listed.items() if key not in seen}
     yield from (match for path, match in missing.items() if path not in found)
 
 
@@ -152,8 +155,8 @@ def _natural(path: str) -> list:
     return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
-def _listed(tree: Tree, source: Source) -> set[str] | None:
-    """The inputs in a source's list, in lower case: none where the file is missing; None if it needs none."""
+def _listed(tree: Tree, source: Source) -> dict[str, str] | None:
+    """The inputs in a source's list, by their paths in lower case; None if it needs no list."""
     if not source.lists:
         return None
     for name in source.lists:
@@ -161,8 +164,8 @@ def _listed(tree: Tree, source: Source) -> set[str] | None:
         at = tree.folder(folder)
         if at is not None and (path := tree.root / at / file).is_file():
             lines = map(str.split, path.read_text().splitlines())
-            return {fields[1].lower() for fields in lines if len(fields) == 2}
-    return set()
+            return {fields[1].lower(): fields[1] for fields in lines if len(fields) == 2}
+    return {}
 
 
 def _unused(tree: Tree, source: Source, used: set[str]) -> Iterator[str]:
@@ -222,15 +225,15 @@ def find(dataset: Dataset, path: str | os.PathLike, layout: str | None = None) -
     """
     path = existing_folder(path)
     found = _find(dataset, path, functools.cache(Tree))
+    if not found:
+        raise FileNotFoundError(explain_absence(dataset, path))
     if layout is not None:
         names = [candidate.layout.name for candidate in found]
         if layout not in names:
             raise ValueError(
-                f"{path}: no layout {layout!r} of {dataset.title} here; found: {', '.join(names) or 'none'}"
+                f"{path}: no layout {layout!r} of {dataset.title} here; found: {', '.join(names)}"
             )
         return found[names.index(layout)]
-    if not found:
-        raise FileNotFoundError(explain_absence(dataset, path))
     best = found[0]
     _refuse_other(best)
     return best

@@ -115,7 +115,8 @@ def open_pairs(
 def open_found(found: Found, task: str, split: Split, allow_truncated: bool = False) -> PairedFolder:
     """The pairs of a split of a recognised data set. Raises as `open_pairs` does."""
     there = found.splits
-    taken = "test" if split == "validation" and split not in there and found.dataset is not CUSTOM else split
+    tests_apart = found.layout.test != found.layout.train
+    taken = "test" if split == "validation" and split not in there and tests_apart else split
     if taken not in there:
         looked = ", ".join(source.forms[0].input for source in found.layout.sources(taken))
         raise FileNotFoundError(

@@ -19,7 +19,16 @@ from ..bands import whole_memory
 from ..files import output_folder
 from ..memory import format_size
 from ..optimization import OptimizedModel
-from .inference import AUTO, check_memory, continued, first_weight, prepared, share_of_free, sizes
+from .inference import (
+    AUTO,
+    check_memory,
+    continued_side,
+    first_weight,
+    prepared,
+    release,
+    share_of_free,
+    sizes,
+)
 from .jobs import FAILURES, Job, Report, dealt, joined, reason, without_finished
 from .paths import compare_path, plan, results
 from .pictures import restore
@@ -124,6 +133,7 @@ def _restore_jobs(
             progress.update(task, description=job.source.name)
             after = _restored(model, job.source, before, options, progress.console)
             behind(job, after, before if compare else None)
+            release(model)
     for source, outcome in outcomes.items():
         if isinstance(outcome, str):
             report.failed[source] = outcome
@@ -173,7 +183,9 @@ def note_of_bands(model: OptimizedModel, width: int, height: int) -> str | None:
     """What is to be said where the free memory does not allow the whole picture at once."""
     weight = first_weight(model)
     limit = share_of_free(weight.device)
-    picture = continued(torch.empty(1, 3, height, width, device="meta"), *sizes(model))
+    # By arithmetic: what `continued` does, on a tensor of no data, would load torch._dynamo for seconds.
+    sides = (continued_side(side, *sizes(model)) for side in (height, width))
+    picture = torch.empty(1, 3, *sides, device="meta")
     whole = whole_memory(model.settings["width"], model.dtype or weight.dtype, picture)
     if limit is None or whole <= limit:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..bands import MemoryLimitError
 from ..devices import check_device
-from ..memory import available_memory, parse_size
+from ..memory import available_memory, give_back_free_memory, parse_size
 from ..model import IRNeXt
 from ..optimization import OptimizedModel, optimize
 from .processes import local_processes
@@ -115,6 +115,13 @@ def first_weight(model: nn.Module) -> Tensor | None:
     return next((tensor for tensor in tensors if tensor.is_floating_point()), None)
 
 
+def release(model: nn.Module) -> None:
+    """Give back what a picture took on a CPU: where sizes differ, the C library would keep ever more."""
+    weight = first_weight(model)
+    if weight is not None and weight.device.type == "cpu":
+        give_back_free_memory()
+
+
 @contextmanager
 def inference(
     model: nn.Module,
@@ -166,10 +173,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     return "allocate memory" in str(error) or "not enough memory" in str(error)  # the CPU's allocator
 
 
+def continued_side(side: int, multiple: int, minimum: int) -> int:
+    """The side of a picture, in pixels, that the model gets for one of `side`."""
+    return next_multiple(max(side, minimum), multiple)
+
+
 def continued(batch: Tensor, multiple: int, minimum: int) -> Tensor:
     """(N, 3, H, W) continued to a size that the model takes; itself where it has one."""
     for axis in (2, 3):
-        size = next_multiple(max(batch.shape[axis], minimum), multiple)
+        size = continued_side(batch.shape[axis], multiple, minimum)
         if size > batch.shape[axis]:
             batch = _reflect_to(batch, axis, size)
     return batch

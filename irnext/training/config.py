@@ -135,6 +135,13 @@ class TrainingConfig:
         for name in ("warm_up", "validate_every", "save_every", "samples", "seed", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}: it must not be negative, or None")
+        if self.validate_on is not None and self.validate_on < 1:
+            raise ValueError(
+                f"validate_on is {self.validate_on}: it must be at least 1, or None for all (for no "
+                "validation, validate_every is 0)"
+            )
         if self.warm_up >= self.length > 1:
             raise ValueError(f"warm_up is {self.warm_up}: it must be less than the {self.length} {self.unit}")
         if len(self.patch) != 2 or any(side < 64 or side % 32 for side in self.patch):

@@ -51,7 +51,7 @@ def _open(config: TrainingConfig, dataset: str, split: Split) -> Pairs:
 
 def _validation(config: TrainingConfig) -> Pairs | None:
     """The validation split, or where there is none the test split, as in published training."""
-    if not config.validate_every:
+    if not config.validate_every or config.input_folder is not None:  # two folders are trained on whole
         return None
     for dataset in (config.task, *TEST_SETS.get(config.task, ())):
         try:

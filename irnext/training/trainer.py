@@ -24,7 +24,15 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .. import checkpoints
 from ..data.sampling import EpochSampler
-from ..distributed import Process, all_mean, any_rank, broadcast_object, data_parallel, process_group
+from ..distributed import (
+    Process,
+    all_mean,
+    any_rank,
+    broadcast_object,
+    data_parallel,
+    first_object,
+    process_group,
+)
 from ..files import output_folder
 from ..losses import DualDomainLoss
 from ..memory import give_back_free_memory
@@ -135,22 +143,27 @@ def _agreed(process: Process, look: Callable[[], Any]) -> Any:
 
 
 def _state_to_resume(config: TrainingConfig, resume: bool | str | os.PathLike) -> dict[str, Any] | None:
+    """The state to go on from and its path, None to begin."""
     own = config.output / STATE
-    if resume is False:
-        if own.exists():
-            raise FileExistsError(
-                f"{config.output}: holds a training already: resume it, or name another output folder"
-            )
+    asked = own if resume is True else Path(resume) if resume else None
+    if own.exists() and not (asked and asked.exists() and asked.samefile(own)):
+        raise FileExistsError(
+            f"{config.output}: holds a training already: resume it, or name another output folder"
+        )
+    if asked is None or (resume is True and not own.exists()):
         return None
-    if resume is True:
-        return load_state(own) | {"path": own} if own.exists() else None
-    return load_state(resume) | {"path": Path(resume)}
+    state = load_state(asked) | {"path": asked}
+    if not (config.output / BEST).exists():
+        state["best"] = None  # those weights are in another folder: the best from here on are kept
+    return state
 
 
 @contextlib.contextmanager
 def _algorithms(deterministic: bool) -> Iterator[None]:
     """A context with or without PyTorch's deterministic algorithms."""
     before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without which cuBLAS raises
     torch.use_deterministic_algorithms(before or deterministic)
     try:
         yield
@@ -198,6 +211,13 @@ class Trainer:
             raise ValueError(
                 f"there are {len(self.crops)} training pictures: a batch needs {config.batch}; give a "
                 "smaller batch"
+            )
+        if config.batch == config.accumulate and any(
+            isinstance(module, nn.BatchNorm2d) for module in self.model.modules()
+        ):
+            raise ValueError(
+                f"batch is {config.batch}, in {config.accumulate} parts: batch normalisation needs at least "
+                "two crops at a time"
             )
         if state is not None:
             self._restore(state)
@@ -261,7 +281,7 @@ class Trainer:
         if wrong:
             raise ResumeError(f"{state['path']}: is of another training: {'; '.join(wrong)}")
         for name in differ:
-            if name not in ("output", "data", "workers", "device"):
+            if name not in ("output", "data", "workers", "device", "weights"):
                 self._tell(f"resumed with {name} {now[name]} instead of {then[name]}")
 
     def _save(self) -> None:
@@ -300,14 +320,23 @@ class Trainer:
             stack.callback(setattr, self, "batches", None)  # ends the workers, whatever else is kept
             self.model.train()
             self.saved = self.logged = time.perf_counter()
-            while not self.stop and self.concluded < self.steps:
-                if self.concluded < self.step:
+            self.timed_from = self.step
+            while self.concluded < self.steps:
+                concludes = self.concluded < self.step
+                batch = None if concludes or self.asked else next(self.batches)
+                problem = batch if isinstance(batch, Exception) else None
+                self.stop = any_rank(self.asked or problem is not None)
+                if self.stop:
+                    self._save()  # the steps so far are good
+                    if problem := first_object(problem):
+                        raise problem
+                    break
+                if concludes:
                     self._conclude()
                 else:
-                    self._step(self._next())
+                    self._step(batch)
                     progress.update(task, completed=self.step, state=self._progress_text())
-                self.stop = any_rank(self.asked)
-            if self.stop:
+            if not (config.output / LAST).exists():  # there was nothing left to do
                 self._save()
         if self.stop and self.process.is_main:
             self._tell(f"interrupted after step {self.step} of {self.steps}; resume to go on from there")
@@ -408,13 +437,6 @@ class Trainer:
                 generator=torch.Generator(),  # else each start would draw from the global one
             )
         )
-
-    def _next(self) -> list[Tensor]:
-        batch = next(self.batches)
-        if isinstance(batch, Exception):
-            self._save()  # the steps so far are good
-            raise batch
-        return batch
 
     # ---- validation ----------------------------------------------------------------------------
 
@@ -524,11 +546,12 @@ class Trainer:
                 spatial=spatial,
                 frequency=frequency,
                 learning_rate=self.optimiser.param_groups[0]["lr"],
-                crops_per_second=round(self.counted * self.config.batch / seconds, 2),
+                crops_per_second=round((self.step - self.timed_from) * self.config.batch / seconds, 2),
                 skipped=self.skipped,
             )
         self.logged_loss = loss if self.counted else math.nan
-        self.sums, self.counted, self.logged = [0.0, 0.0, 0.0], 0, time.perf_counter()
+        self.sums, self.counted = [0.0, 0.0, 0.0], 0
+        self.logged, self.timed_from = time.perf_counter(), self.step
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -558,7 +581,7 @@ class Trainer:
             self.psnr,
             self.best,
             self.skipped,
-            self.stop and self.concluded < self.steps,
+            self.stop,
             weights,
         )
 
@@ -593,7 +616,8 @@ def _workers(config: TrainingConfig, process: Process) -> int:
     if config.workers is not None:
         return config.workers
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(8, (os.cpu_count() or 1) // here - 1))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, allowed // here - 1))
 
 
 def _outlive_signals(worker: int) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import Pairs
-from ..distributed import Process, all_mean, any_rank
+from ..distributed import Process, all_mean, any_rank, unsynchronised
 from ..metrics import psnr
 from ..restoration import restore
 
@@ -46,7 +47,7 @@ def validate(
             break
         degraded, clean = pairs.read(index)
         picture, target = (torch.tensor(array).permute(2, 0, 1) / 255 for array in (degraded, clean))
-        restored = restore(model, picture)
+        restored = _restored(model, picture)
         if process.is_main and len(values) < samples:
             shown = (restored * 255).round().byte().permute(1, 2, 0).numpy()
             sample(pairs.name(index), degraded, shown, clean)
@@ -54,3 +55,11 @@ def validate(
     if any_rank(stopped()):
         return None
     return all_mean(sum(values)) / all_mean(len(values))
+
+
+def _restored(model: nn.Module, picture: Tensor) -> Tensor:
+    """The restored picture, (3, H, W): in bands, which is exact and slower, where memory is short."""
+    with unsynchronised(model):
+        with contextlib.suppress(MemoryError):
+            return restore(model, picture)
+        return restore(model, picture, max_memory="auto")
