@@ -420,7 +420,10 @@ def test_command_evaluates_every_test_set_of_a_task(here, capsys):
     assert run(*arguments[:-2], "--layout", "Restormer") == 0
     output, errors = capsys.readouterr()
     assert "rain100l" in output and "test100" not in output
-    assert "irnext: note: rain100l: pictures without a counterpart are left out: 1" in errors and "other.png" in errors
+    assert (
+        "irnext: note: rain100l: pictures without a counterpart are left out: 1" in errors
+        and "other.png" in errors
+    )
 
 
 @pytest.mark.parametrize("task", ["haze", "rain"])

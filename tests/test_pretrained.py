@@ -33,7 +33,7 @@ def test_their_records_say_what_they_were_trained_on(task):
 
 @pytest.mark.parametrize("task", DEGRADATIONS)
 def test_they_restore_an_unseen_photograph(task):
-    clean = data.chelsea()[:256, 60:316].astype(np.float32) / 255
+    clean = data.astronaut()[:256, 130:386].astype(np.float32) / 255
     degraded = DEGRADATIONS[task]().degrade(clean, np.random.default_rng(3))
     restored = irnext.restore(irnext.load_pretrained(task), degraded)
     before, after = (
