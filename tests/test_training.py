@@ -330,10 +330,10 @@ def test_cublas_is_told_to_be_deterministic(monkeypatch):
 
 def test_workers_follow_the_cores_that_are_allowed(configure, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    config = dataclasses.replace(configure(), workers=None)
-    assert trainer._workers(config, Process()) == 5
+    config, on_gpu = dataclasses.replace(configure(), workers=None), Process(device=torch.device("cuda:0"))
+    assert trainer._workers(config, on_gpu) == 5 and trainer._workers(config, Process()) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert trainer._workers(config, Process()) == 2
+    assert trainer._workers(config, on_gpu) == 2 and trainer._workers(config, Process()) == 0
 
 
 def test_the_best_weights_are_the_best(configure, quiet, monkeypatch):
@@ -391,6 +391,16 @@ def test_other_ways_to_train_come_out_close(configure, quiet, options):
     losses = [train(config, console=quiet).loss for config in (plain, other)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_pictures_without_a_counterpart_are_told_of(gopro, configure, quiet, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(gopro, data)
+    alone = data / "train/sharp/GOPR0372_07_00_000003.png"
+    (data / "train/blur" / alone.name).unlink()
+    config = dataclasses.replace(configure(epochs=None, steps=1, validate_every=0), data=data)
+    train(config, console=quiet)
+    assert f"pictures without a counterpart are left out: 1, such as {alone}" in quiet.file.getvalue()
 
 
 def test_compiling_goes_through_torch_compile(configure, quiet, monkeypatch):

@@ -50,6 +50,7 @@ def train(
     warm_up: Optional = None,
     weight_decay: Rate = None,
     clip: Rate = None,
+    frequency_weight: Rate = None,
     ema: Rate = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, tyro.conf.arg(metavar="{float32,bfloat16}")
@@ -96,6 +97,7 @@ def train(
         learning_rate: of Adam, from which a cosine falls to final_learning_rate.
         warm_up: epochs (or steps) of its linear rise.
         clip: largest norm of the gradients.
+        frequency_weight: of the spectra in the loss (Eq. 10).
         ema: decay of the weights' moving average, such as 0.999; 0 for none.
         dtype: bfloat16 trains by autocast.
         compile: through torch.compile.
@@ -138,6 +140,7 @@ def train(
         warm_up=warm_up,
         weight_decay=weight_decay,
         clip=clip,
+        frequency_weight=frequency_weight,
         ema=ema,
         dtype=dtype,
         compile=compile or None,

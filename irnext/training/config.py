@@ -132,7 +132,8 @@ class TrainingConfig:
         for name in ("batch", "accumulate", "log_every", "non_finite_limit", self.unit):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("warm_up", "validate_every", "save_every", "samples", "seed", "weight_decay"):
+        counts = ("warm_up", "validate_every", "save_every", "samples", "seed")
+        for name in (*counts, "weight_decay", "frequency_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
         if self.workers is not None and self.workers < 0:

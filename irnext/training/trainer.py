@@ -512,6 +512,12 @@ class Trainer:
             f"{config.model}, {settings['blocks']} blocks, {count / 1e6:.2f} M parameters, {config.dtype}, "
             f"on {where}"
         )
+        unpaired = getattr(getattr(self.crops, "pairs", None), "unpaired", [])
+        if unpaired:
+            self._tell(
+                f"pictures without a counterpart are left out: {len(unpaired)}, such as {unpaired[0]}; irnext "
+                "data check lists them"
+            )
         if self.pairs is None and config.validate_every:
             self._tell("no validation or test pictures were found: there will be no best.safetensors")
         self.records.write("begin", self.step, config=config.as_json(), parameters=count)
@@ -612,12 +618,16 @@ def _initial_model(config: TrainingConfig) -> nn.Module:
 
 
 def _workers(config: TrainingConfig, process: Process) -> int:
-    """Processes that load pictures: those asked for, or up to 8 of this process's share of the cores."""
+    """Processes that load pictures: those asked for, or up to 8 of this process's share of the cores.
+
+    Where the CPU computes, it takes longer for a crop than loading does, so that one core in four is enough.
+    """
     if config.workers is not None:
         return config.workers
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, allowed // here - 1))
+    share = allowed // here
+    return min(8, share // 4) if process.device.type == "cpu" else max(1, min(8, share - 1))
 
 
 def _outlive_signals(worker: int) -> None:
