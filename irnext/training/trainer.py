@@ -515,8 +515,8 @@ class Trainer:
         unpaired = getattr(getattr(self.crops, "pairs", None), "unpaired", [])
         if unpaired:
             self._tell(
-                f"pictures without a counterpart are left out: {len(unpaired)}, such as {unpaired[0]}; irnext "
-                "data check lists them"
+                f"pictures without a counterpart are left out: {len(unpaired)}, such as {unpaired[0]}; "
+                "irnext data check lists them"
             )
         if self.pairs is None and config.validate_every:
             self._tell("no validation or test pictures were found: there will be no best.safetensors")
