@@ -27,10 +27,21 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import irnext
 from irnext import checkpoints, cli, create_model
 from irnext.data import TrainingCrops
+from irnext.data.sampling import EpochSampler
 from irnext.distributed import Process, SynchronisedBatchNorm2d, synchronise_batch_norm
 from irnext.losses import DualDomainLoss
 from irnext.restoration import restore
-from irnext.training import ResumeError, TrainingConfig, list_tasks, recipe, state, train, trainer, validation
+from irnext.training import (
+    ResumeError,
+    TrainingConfig,
+    list_tasks,
+    loading,
+    recipe,
+    state,
+    train,
+    trainer,
+    validation,
+)
 from irnext.training.schedule import learning_rate
 from irnext.training.sources import open_sources
 
@@ -218,7 +229,7 @@ def by_hand(config: TrainingConfig, average: float | None = None):
     loss_function = DualDomainLoss()
     steps = len(crops) // config.batch
     for epoch in range(config.epochs):
-        sampler = trainer.EpochSampler(len(crops), config.batch, config.seed, epoch=epoch, epochs=epoch + 1)
+        sampler = EpochSampler(len(crops), config.batch, config.seed, epoch=epoch, epochs=epoch + 1)
         rate = learning_rate(epoch, config.epochs, config.warm_up, config.learning_rate, 1e-6)
         for keys in list(sampler)[:steps]:
             optimiser.param_groups[0]["lr"] = rate
@@ -331,9 +342,9 @@ def test_cublas_is_told_to_be_deterministic(monkeypatch):
 def test_workers_follow_the_cores_that_are_allowed(configure, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     config, on_gpu = dataclasses.replace(configure(), workers=None), Process(device=torch.device("cuda:0"))
-    assert trainer._workers(config, on_gpu) == 5 and trainer._workers(config, Process()) == 1
+    assert loading.worker_count(config, on_gpu) == 5 and loading.worker_count(config, Process()) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert trainer._workers(config, on_gpu) == 2 and trainer._workers(config, Process()) == 0
+    assert loading.worker_count(config, on_gpu) == 2 and loading.worker_count(config, Process()) == 0
 
 
 def test_the_best_weights_are_the_best(configure, quiet, monkeypatch):
@@ -659,7 +670,7 @@ def test_an_unreadable_picture_is_named_and_the_steps_before_it_are_kept(
     data = tmp_path / "data"
     shutil.copytree(gopro, data)
     config = dataclasses.replace(configure(workers=workers), data=data)
-    order = trainer.EpochSampler(8, 4, config.seed).order(0)
+    order = EpochSampler(8, 4, config.seed).order(0)
     broken = sorted((data / "train/blur").iterdir())[order[5]]
     broken.write_bytes(broken.read_bytes()[:-400])
     with pytest.raises(ValueError) as caught:

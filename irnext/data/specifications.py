@@ -615,5 +615,3 @@ TEST_SETS = {
     "ots": ("sots-outdoor",),
     "rain13k": ("rain100l", "rain100h", "test100"),
 }
-# The sets that are trained on by another one's recipe: parts of Rain13K.
-RECIPES = {key: "rain13k" for key in ("rain14000", "rain1800", "rain800", "rain12")}

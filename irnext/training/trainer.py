@@ -20,10 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .. import checkpoints
-from ..data.sampling import EpochSampler
 from ..distributed import (
     Process,
     all_mean,
@@ -38,6 +36,7 @@ from ..losses import DualDomainLoss
 from ..memory import give_back_free_memory
 from ..models import create_model
 from .config import TrainingConfig
+from .loading import load_batches
 from .records import Records
 from .schedule import learning_rate
 from .sources import open_sources
@@ -53,7 +52,6 @@ from .validation import spread, validate
 
 STATE, BEST, LAST = "state.pt", "best.safetensors", "last.safetensors"
 SAVE_SECONDS = 600.0  # the state is written at least so often, and after every epoch and validation
-GRACE_SECONDS = 60  # for which workers outlive SIGTERM
 TRIM_STEPS = 100  # between those after which free memory goes back to the system
 # What a state must agree on with the training that goes on from it: they decide what a step is.
 FIXED = ("task", "model", "settings", "batch", "accumulate", "patch", "seed", "ema", "dtype")
@@ -316,7 +314,7 @@ class Trainer:
                 self._introduce()
             progress = stack.enter_context(self._progress())
             task = progress.add_task("", total=self.steps, completed=self.step, state="")
-            self.batches = self._batches()
+            self.batches = load_batches(config, self.process, self.crops, self.step)
             stack.callback(setattr, self, "batches", None)  # ends the workers, whatever else is kept
             self.model.train()
             self.saved = self.logged = time.perf_counter()
@@ -408,35 +406,6 @@ class Trainer:
                 f"{text}: {self.skipped_in_a_row} steps in a row without a finite loss, the training is "
                 "stopped; the state before is kept. Try a lower learning rate, float32, or check the data"
             )
-
-    # ---- data ----------------------------------------------------------------------------------
-
-    def _batches(self) -> Iterator[list[Tensor] | Exception]:
-        """This process's shares of the batches from the next step on, without end."""
-        process = self.process
-        epoch, start = divmod(self.step, self.steps_per_epoch)
-        sampler = EpochSampler(
-            len(self.crops),
-            self.config.batch,
-            self.config.seed,
-            process.rank,
-            process.world_size,
-            epoch,
-            start,
-        )
-        workers = _workers(self.config, process)
-        return iter(
-            DataLoader(
-                _Telling(self.crops),
-                batch_sampler=sampler,
-                collate_fn=_collate,
-                num_workers=workers,
-                pin_memory=process.device.type == "cuda",
-                worker_init_fn=_outlive_signals,
-                prefetch_factor=4 if workers else None,
-                generator=torch.Generator(),  # else each start would draw from the global one
-            )
-        )
 
     # ---- validation ----------------------------------------------------------------------------
 
@@ -592,45 +561,9 @@ class Trainer:
         )
 
 
-class _Telling(Dataset):
-    """Crops, or the exception met in making one: from a worker it would come wrapped into its traceback."""
-
-    def __init__(self, crops: Dataset):
-        self.crops = crops
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | Exception:
-        try:
-            return self.crops[key]
-        except (ValueError, OSError) as error:
-            return error
-
-
-def _collate(items: list[tuple[Tensor, Tensor] | Exception]) -> list[Tensor] | Exception:
-    return next((item for item in items if isinstance(item, Exception)), None) or default_collate(items)
-
-
 def _initial_model(config: TrainingConfig) -> nn.Module:
     """A model with random weights by the seed, or with those of a checkpoint."""
     model = create_model(config.model, **config.settings)
     if config.weights is not None:
         model.load_state_dict(checkpoints.load(config.weights, **model.settings).state_dict())
     return model
-
-
-def _workers(config: TrainingConfig, process: Process) -> int:
-    """Processes that load pictures: those asked for, or up to 8 of this process's share of the cores.
-
-    Where the CPU computes, it takes longer for a crop than loading does, so that one core in four is enough.
-    """
-    if config.workers is not None:
-        return config.workers
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = allowed // here
-    return min(8, share // 4) if process.device.type == "cpu" else max(1, min(8, share - 1))
-
-
-def _outlive_signals(worker: int) -> None:
-    """Signals to the whole group of processes are the main process's to answer, which needs the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))
