@@ -9,7 +9,6 @@ downloaded) but three, which are only measured on, and dead-leaves images.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -24,6 +23,7 @@ from PIL import Image
 
 from irnext import checkpoints, images, optimize, pretrained, restore
 from irnext.data.synthetic import DEGRADATIONS, CleanPictures, SyntheticPairs
+from irnext.demo import photographs
 from irnext.metrics import psnr, ssim
 from irnext.training import TrainingConfig, train
 
@@ -103,19 +103,6 @@ class Measure:
             print(harness.write_results("pretrained", here, {"task": self.task}, rows, self.results))
 
 
-def photograph(package: str, folder: str, name: str) -> Path:
-    """A photograph inside an installed package."""
-    found = importlib.util.find_spec(package)
-    if found is None:
-        raise ModuleNotFoundError(
-            f"{package} is not installed: pip install scikit-image scikit-learn matplotlib"
-        )
-    path = Path(found.submodule_search_locations[0]) / folder / name
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: this {package} lacks its photographs; install its wheel")
-    return path
-
-
 def gather(folder: Path) -> Path:
     """The training photographs in a folder, shrunk: train/ and validation/."""
     if folder.exists():
@@ -124,7 +111,7 @@ def gather(folder: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     for (package, inside), names in TRAINING.items():
         for name in names:
-            picture = images.read(photograph(package, inside, name)).convert("RGB")
+            picture = images.read(photographs.find(package, inside, name, "photographs")).convert("RGB")
             picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
             place = partial / ("validation" if name in WATCHED else "train") / f"{Path(name).stem}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +152,7 @@ def ship(task: str, config: TrainingConfig) -> None:
 def measure(task: str, pictures: Path | None) -> list[dict]:
     """PSNR and SSIM of every held-out photograph, degraded and restored: means over several degradations."""
     model = optimize(pretrained.load_pretrained(task))
-    files = [photograph("skimage", "data", name) for name in HELD_OUT]
+    files = [photographs.path_of(name) for name in HELD_OUT]
     rows = []
     for index, file in enumerate(files):
         scores = []

@@ -11,18 +11,19 @@ TRAINING = ("astronaut.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
 def path_of(name: str) -> Path:
-    """A photograph's file in the installed scikit-image.
+    """A photograph's file in the installed scikit-image; raises as `find` does."""
+    return find("skimage", "data", name, "demo")
 
-    Raises ModuleNotFoundError without scikit-image, FileNotFoundError where it lacks the photograph.
+
+def find(package: str, folder: str, name: str, extra: str) -> Path:
+    """A photograph's file in a folder of an installed package, which comes with irnext[extra].
+
+    Raises ModuleNotFoundError without the package, FileNotFoundError where it lacks the photograph.
     """
-    package = importlib.util.find_spec("skimage")
-    if package is None:
-        raise ModuleNotFoundError(
-            "the demonstration takes its photographs from scikit-image: pip install 'irnext[demo]'"
-        )
-    path = Path(package.submodule_search_locations[0]) / "data" / name
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise ModuleNotFoundError(f"the photographs come with {package}: pip install 'irnext[{extra}]'")
+    path = Path(found.submodule_search_locations[0]) / folder / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: this scikit-image lacks its photographs; install its wheel from PyPI"
-        )
+        raise FileNotFoundError(f"{path}: this {package} lacks its photographs; install its wheel from PyPI")
     return path
