@@ -16,7 +16,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from rich.console import Console
 
+from . import harness
 from .harness import CannotTime, Timer
 
 MOST_REPEATS = 1000  # calls in one graph
@@ -58,6 +60,26 @@ def tf32(enabled: bool) -> Iterator[None]:
     finally:
         for library, allowed in zip(libraries, before, strict=True):
             library.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def measuring(name: str, threads: int | None, console: Console) -> Iterator[dict[str, Any]]:
+    """A context to measure in on "cpu" or "cuda"; its value is the machine's record, which is printed.
+
+    On a CPU freed memory is kept; on a GPU work goes to a stream of its own, without TF32.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    on_gpu = name == "cuda"
+    if not on_gpu:
+        harness.keep_freed_memory()
+    here = harness.machine(record() if on_gpu else None)
+    console.print(harness.describe(here), soft_wrap=True)
+    with contextlib.ExitStack() as stack:
+        if on_gpu:
+            stack.enter_context(stream())
+            stack.enter_context(tf32(False))
+        yield here
 
 
 # ---- time ----------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ its gradients jump where a part of a spectrum is zero, and the tests compare the
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -160,18 +159,8 @@ def show(console: Console, options: Options, found: dict[str, Timing]) -> None:
 
 def run(options: Options) -> int:
     """Run the benchmark; 1 if any loss is wrong."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    on_gpu = options.device == "cuda"
-    if not on_gpu:
-        harness.keep_freed_memory()
     console = harness.make_console()
-    here = harness.machine(device.record() if on_gpu else None)
-    console.print(harness.describe(here), soft_wrap=True)
-    with contextlib.ExitStack() as stack:
-        if on_gpu:
-            stack.enter_context(device.stream())
-            stack.enter_context(device.tf32(False))
+    with device.measuring(options.device, options.threads, console) as here:
         found = measure(options)
     show(console, options, found)
     if options.json:

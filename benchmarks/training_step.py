@@ -372,20 +372,10 @@ def run_comparisons(options: Options, here: dict[str, Any], console: Console) ->
 
 def run(options: Options) -> int:
     """Run the benchmark; 1 if any variant computes something wrong."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    on_gpu = options.device == "cuda"
-    if not on_gpu:
-        harness.keep_freed_memory()
     if options.deterministic:  # cuBLAS reads it when it starts, and is refused without it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     console = harness.make_console()
-    here = harness.machine(device.record() if on_gpu else None)
-    console.print(harness.describe(here), soft_wrap=True)
-    with contextlib.ExitStack() as stack:
-        if on_gpu:
-            stack.enter_context(device.stream())
-            stack.enter_context(device.tf32(False))
+    with device.measuring(options.device, options.threads, console) as here:
         results = run_comparisons(options, here, console)
     return int(any(row["wrong"] for row in results))
 
