@@ -12,23 +12,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from . import images
+from .data import Pairs
 from .devices import check_device
 from .files import output_folder
 from .metrics import Metric, measure, require
 from .metrics.protocols import saved_levels
 from .provenance import describe_model, environment, file_hash
 from .restoration import restore
+from .restoration.files import progress_bar
 from .restoration.inference import release
+from .restoration.jobs import reason
 
 PER_PICTURE, FIRST, TRAIN = WINDOWS = ("per-picture", "first", "train")
 TRAINING_SIDE = 256  # of the crops that the published code trains on
@@ -36,16 +37,6 @@ SAVED = "irnext-rgb-saved"
 DESCRIPTION = ("dataset", "layout", "split", "degradation", "seed")  # what pairs may know of themselves
 Window = str | tuple[int, int]
 FAILURES = (ValueError, OSError, FloatingPointError, MemoryError)  # of one picture; the others go on
-
-
-class Pairs(Protocol):
-    """A test set: degraded and clean pictures, uint8 (H, W, 3) of one size, with unique path-like names."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -185,7 +176,7 @@ def evaluate(
         "environment": environment(model, dtype),
     }
     folder = nullcontext() if save is None else output_folder(save)
-    with folder, _fixed_window(model, window) as latch, _progress() as progress:
+    with folder, _fixed_window(model, window) as latch, progress_bar() as progress:
         task = progress.add_task("evaluating", total=evaluation.about["pictures"])
         work = _Work(model, pairs, protocols, before, None if save is None else Path(save), options, latch)
         for index, outcome in work.outcomes(evaluation.about["pictures"], scorers):
@@ -193,7 +184,7 @@ def evaluate(
             if isinstance(outcome, Row):
                 evaluation.rows.append(outcome)
             else:
-                evaluation.failed[name] = _reason(outcome, name)
+                evaluation.failed[name] = reason(outcome, name)
             progress.update(task, description=name, advance=1)
     return evaluation
 
@@ -342,20 +333,3 @@ def _write(restored: Tensor, path: Path) -> None:
     values = saved_levels(restored).permute(1, 2, 0).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     images.write(Image.fromarray(np.ascontiguousarray(values)), path)
-
-
-def _reason(error: Exception, name: str) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or name}: {error.strerror}"
-    text = " ".join(str(error).split())
-    return text if name in text else f"{name}: {text}"
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

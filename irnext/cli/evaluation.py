@@ -14,11 +14,11 @@ import torch
 import tyro
 
 from .. import checkpoints, create_model, list_models, optimize
-from ..data import open_pairs
+from ..data import Pairs, open_pairs
 from ..data.specifications import CUSTOM, DATASETS, TEST_SETS
 from ..data.subsets import read_subset
 from ..data.synthetic import DEGRADATIONS, CleanPictures, SyntheticPairs
-from ..evaluation import PER_PICTURE, WINDOWS, Pairs, Window, evaluate
+from ..evaluation import PER_PICTURE, WINDOWS, Window, evaluate
 from ..files import output_folder
 from ..metrics import require
 from ..pretrained import path_of

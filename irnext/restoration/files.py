@@ -36,7 +36,7 @@ from .pipeline import Behind, ahead
 from .processes import Processes
 from .tiles import check_tiles
 
-# Threads that write: encoding a PNG of 600x400 pixels takes a core 70 ms, and a fast model would wait for it.
+# Threads that write: encoding a PNG takes longer than reading one, and a fast model would wait for it.
 WRITERS = 4
 
 

@@ -83,8 +83,8 @@ def joined(report: Report, processes: Processes) -> Report:
     return Report(written, dict(failed), report.skipped)
 
 
-def reason(error: Exception, source: Path) -> str:
-    """One line that says why a file failed, and which."""
+def reason(error: Exception, source: Path | str) -> str:
+    """One line that says why a picture failed, and which: its file or its name."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or source}: {error.strerror}"
     text = " ".join(str(error).split())
