@@ -93,6 +93,10 @@ def test_evaluation(tmp_path, weights, capsys, dataset, layout):
     assert cli.main(["evaluate", "--task", dataset, *options, "--limit", "2"]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert "PSNR" in printed and "MAE" in printed if dataset == "dpdd" else "PSNR" in printed
+    for evaluation in json.loads((tmp_path / "e.json").read_text()):
+        rows = evaluation["rows"]
+        assert len(rows) == 2
+        assert all(score["value"] is not None for row in rows for score in row["scores"])  # None: not finite
 
 
 @pytest.mark.parametrize(("dataset", "layout"), TREES, ids=map(str, TREES))
