@@ -71,7 +71,7 @@ def computing_in(precision: str, on: torch.device) -> contextlib.AbstractContext
     return device.tf32(precision == "tf32") if on.type == "cuda" else contextlib.nullcontext()
 
 
-def _inference(model: Callable, dtype: torch.dtype) -> Call:
+def inference(model: Callable, dtype: torch.dtype) -> Call:
     """The model as users run it: float32 weights, in half precision under autocast."""
 
     def call(x: Tensor) -> list[Tensor]:
@@ -88,11 +88,11 @@ def _compiled(model: nn.Module, dtype: torch.dtype, on: torch.device) -> Call:
     """
     options: dict = {"freezing": True}
     if on.type == "cpu":
-        return _inference(torch.compile(model, options=options, dynamic=False), dtype)
+        return inference(torch.compile(model, options=options, dynamic=False), dtype)
     options |= torch._inductor.list_mode_options("max-autotune")
     layout = torch.channels_last
     compiled = torch.compile(model.to(dtype, memory_format=layout), options=options, dynamic=False)
-    return _inference(lambda x: compiled(x.to(dtype, memory_format=layout)), torch.float32)
+    return inference(lambda x: compiled(x.to(dtype, memory_format=layout)), torch.float32)
 
 
 def make_network(name: str, settings: Settings, precision: str, on: torch.device) -> Network:
@@ -103,9 +103,9 @@ def make_network(name: str, settings: Settings, precision: str, on: torch.device
     if name in COMPILED:
         call = _compiled(model, dtype, on)
     elif name == OPTIMIZED:
-        call = _inference(optimize(model, dtype=dtype), torch.float32)
+        call = inference(optimize(model, dtype=dtype), torch.float32)
         if on.type == "cuda":
-            return Network(call, _inference(optimize(model, dtype=dtype, graphs=False), torch.float32))
+            return Network(call, inference(optimize(model, dtype=dtype, graphs=False), torch.float32))
     else:
-        call = _inference(model, dtype)
+        call = inference(model, dtype)
     return Network(call, call)
