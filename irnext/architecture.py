@@ -25,7 +25,7 @@ class RestorationModel(PublishedNames):
         size_multiple, minimum_size: what H and W must be a multiple of, and their minimum.
         scale: how many times as many pixels the result has along a side.
         result_index: which of the outputs is the restored picture.
-        half: the types that it computes in under autocast with results close to float32's.
+        half_types: the types that it computes in under autocast with results close to float32's.
         tiling: how results in tiles differ from those of the whole picture, in a few words.
     """
 
@@ -34,13 +34,17 @@ class RestorationModel(PublishedNames):
     minimum_size: ClassVar[int] = 1
     scale: int = 1
     result_index: ClassVar[int] = -1
-    half: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
+    half_types: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
     tiling: ClassVar[str] = ""
 
 
 def unchanged(value: Any) -> Any:
     """The same."""
     return value
+
+
+def nothing(value: Any) -> None:
+    """None."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Architecture:
         our_name: our name of a published entry, or of ours.
         tidy: a state dict by its file's names with all entries of the model and no others, where published
             files have too many or too few.
+        assumed: what neither weights nor published files tell of a model with these settings, in a sentence.
     """
 
     name: str
@@ -64,3 +69,4 @@ class Architecture:
     settings: Callable[[dict[str, torch.Size], dict[str, Any]], dict[str, Any]]
     our_name: Callable[[str], str] = unchanged
     tidy: Callable[[State], State] = unchanged
+    assumed: Callable[[dict[str, Any]], str | None] = nothing

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import pickle
 import re
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +21,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .blocks import ConvS, LocalAttention, MultiScaleModule, ResidualBlock
+from .architecture import Architecture, RestorationModel
 from .devices import check_device
 from .files import atomic_file
-from .model import IRNeXt
+from .models import ARCHITECTURES
 from .version import __version__
 
 LAYOUTS = ("irnext", "official")
-PICKLES = (".pkl", ".pth", ".pt")
+PICKLES = (".pkl", ".pth", ".pt", ".ckpt")
 
 # Where training programs keep the weights inside a checkpoint, and what wrappers put before names.
 _CONTAINERS = ("model", "state_dict", "params")
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 
 _LISTED = 4  # entries of each kind that an error message names
 
@@ -49,7 +46,7 @@ def load(
     low_pass: str | None = None,
     device: str | torch.device = "cpu",
     **settings,
-) -> IRNeXt:
+) -> RestorationModel:
     """Read a checkpoint into a model in eval mode on `device`.
 
     Reads safetensors, and pickles (.pkl, .pth, of any PyTorch version) through the loader that
@@ -79,6 +76,7 @@ def load(
     state, metadata = _read(Path(path))
     try:
         architecture = _recognise(state, metadata)
+        state = architecture.tidy(state)
         names = _our_names(state, architecture)
         if low_pass is not None:
             settings["low_pass"] = low_pass
@@ -99,17 +97,15 @@ def load(
     return model.eval()
 
 
-def low_pass_is_assumed(path: str | os.PathLike, model: IRNeXt) -> bool:
-    """Whether `load`, not given `low_pass`, could only assume it for the model it made of this file."""
-    settings = model.settings
-    filters = settings["branch"] == "lam" and settings["msm_per_block"] > 0
-    if not filters or settings["low_pass"] == "exact":  # the weights show that
-        return False
+def assumption(path: str | os.PathLike, model: RestorationModel) -> str | None:
+    """What `load`, given no settings, could only assume for the model it made of this file, in a sentence."""
     path = Path(path)
-    return not (_is_safetensors(path) and "low_pass" in _stored_settings(_read_safetensors(path)[1]))
+    if _is_safetensors(path) and _stored_settings(_read_safetensors(path)[1]):
+        return None
+    return _architecture_of(model).assumed(model.settings)
 
 
-def save(model: IRNeXt, path: str | os.PathLike) -> None:
+def save(model: RestorationModel, path: str | os.PathLike) -> None:
     """Write `model` to a safetensors file: our names, the settings as metadata, its own dtypes.
 
     A window given to `fix_local_window` is not among the settings and is not kept. The file appears
@@ -130,7 +126,7 @@ def convert(
     layout: str | None = None,
     low_pass: str | None = None,
     **settings,
-) -> IRNeXt:
+) -> RestorationModel:
     """Read a checkpoint of any accepted kind and write it anew; returns the model it holds.
 
     The target's suffix decides. `.safetensors` has the settings as metadata, and our names
@@ -152,7 +148,7 @@ def convert(
         raise ValueError(f"{target}: layout 'irnext' is written to .safetensors only")
 
     model = load(source, low_pass, **settings)
-    if layout == "official" and model.settings["branch"] == "lam" and model.settings["low_pass"] == "exact":
+    if layout == "official" and _is_exact(model.settings):
         raise ValueError(
             f"{source}: weights of low_pass='exact' have no published layout, "
             "since the published code lacks its parameter (w of Eq. 6)"
@@ -164,6 +160,10 @@ def convert(
     else:
         _write_safetensors(target, state, model)
     return model
+
+
+def _is_exact(settings: dict[str, Any]) -> bool:
+    return settings.get("branch") == "lam" and settings.get("low_pass") == "exact"
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -301,23 +301,6 @@ def _stored_settings(metadata: dict[str, str]) -> dict[str, Any]:
 # ---- what a file holds ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What `load` must know of a model to find it in a file.
-
-    `build` makes the model from its settings; `our_name` renames a published entry and leaves ours;
-    `landmarks` are entries that the model has with any settings; `settings` gives them all from the
-    shapes of the entries and the settings already known, and raises ValueError where the two cannot
-    go together.
-    """
-
-    name: str
-    build: Callable[..., nn.Module]
-    our_name: Callable[[str], str]
-    landmarks: tuple[str, ...]
-    settings: Callable[[dict[str, torch.Size], dict[str, Any]], dict[str, Any]]
-
-
 def _recognise(state: dict[str, Tensor], metadata: dict[str, str]) -> Architecture:
     """The architecture a file names, or the one that most of its landmarks show."""
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
@@ -327,15 +310,26 @@ def _recognise(state: dict[str, Tensor], metadata: dict[str, str]) -> Architectu
             if architecture.name == named:
                 return architecture
         raise ValueError(f"the file is of architecture {named!r}; this version reads {known}")
-    for architecture in ARCHITECTURES:
-        ours = {architecture.our_name(name) for name in state}
-        if 2 * len(ours.intersection(architecture.landmarks)) > len(architecture.landmarks):
-            return architecture
-    lacking = "; ".join(
-        f"{_some('missing', architecture.landmarks)} of what every {architecture.name} has"
-        for architecture in ARCHITECTURES
+    shares = {architecture: _landmarks_found(architecture, state) for architecture in ARCHITECTURES}
+    likeliest = max(shares, key=shares.get)
+    if shares[likeliest] > 0.5:
+        return likeliest
+    if not shares[likeliest]:
+        raise ValueError(
+            f"the weights are of another model: {_some('unexpected', state)}; this version reads {known}"
+        )
+    ours = {likeliest.our_name(name) for name in state}
+    lacking = [name for name in likeliest.landmarks if name not in ours]
+    raise ValueError(
+        f"the weights are of another model: {_some('unexpected', state)}; "
+        f"{_some('missing', lacking)} of what every {likeliest.name} has"
     )
-    raise ValueError(f"the weights are of another model: {_some('unexpected', state)}; {lacking}")
+
+
+def _landmarks_found(architecture: Architecture, state: dict[str, Tensor]) -> float:
+    """The share of an architecture's landmarks that are among the entries."""
+    ours = {architecture.our_name(name) for name in state}
+    return len(ours.intersection(architecture.landmarks)) / len(architecture.landmarks)
 
 
 def _architecture_of(model: nn.Module) -> Architecture:
@@ -413,170 +407,3 @@ def _some(kind: str, entries: Iterable[str]) -> str:
     entries = list(entries)
     more = ", ..." if len(entries) > _LISTED else ""
     return f"{len(entries)} {kind} ({', '.join(entries[:_LISTED])}{more})"
-
-
-# ---- IRNeXt --------------------------------------------------------------------------------------
-
-_LAYER = r"(?:en|de)coder\.\d+\.layers\.\d+\."
-
-# Where the modules stand that have published names, outermost first, in names renamed so far.
-_IRNEXT_PLACES = (
-    (IRNeXt, re.compile("")),
-    (ResidualBlock, re.compile(_LAYER)),
-    (MultiScaleModule, re.compile(_LAYER + r"msm\.")),
-    (LocalAttention, re.compile(_LAYER + r"msm\.attentions\.\d+\.")),
-    (ConvS, re.compile(r"features_(?:quarter|half)\.")),
-)
-
-# The parameters of the filter modulation: published, and of Eq. 6.
-_GAINS = ("low_gain", "high_gain", "inner_gain")
-_EXACT_WEIGHT = "high_pass_weight"
-
-# Channels of each stage, in units of the width.
-_STAGE_WIDTHS = {
-    "encoder.0": 1,
-    "encoder.1": 2,
-    "encoder.2": 4,
-    "decoder.0": 4,
-    "decoder.1": 2,
-    "decoder.2": 1,
-}
-
-
-def _our_irnext_name(name: str) -> str:
-    for module, place in _IRNEXT_PLACES:
-        if found := place.match(name):
-            head, tail = name[: found.end()], name[found.end() :]
-            for published, ours in module.published_names:
-                if tail.startswith(published):
-                    name = head + ours + tail[len(published) :]
-                    break
-    return name
-
-
-def _irnext_settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str, Any]:
-    """The settings that the entries show, and those `known`, which go first.
-
-    Each is what most of the entries show, so that a damaged one does not hide behind settings that
-    fit it and nothing else.
-    """
-    layers: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    widths, projections = [], []
-    for name, shape in shapes.items():
-        found = re.fullmatch(r"((?:en|de)coder\.[012])\.layers\.(\d+)\.(msm\.)?(.+)", name)
-        if not found:
-            continue
-        stage, layer, in_module, entry = found.groups()
-        module = layers[stage][int(layer)]
-        if in_module:
-            module.add(entry)
-            if entry.endswith(".project.weight") and len(shape) == 4:
-                projections.append(shape[0])
-        elif entry in ("conv1.weight", "conv2.weight") and len(shape) == 4:
-            widths.append(shape[0] // _STAGE_WIDTHS[stage])
-
-    modules = [entries for stage in layers.values() for entries in stage.values() if entries]
-    shown = {
-        "blocks": [len(stage) for stage in layers.values()],
-        "width": widths,
-        "pool_rates": [_pool_rates(entries) for entries in modules],
-        "pooling": [_pooling(entries) for entries in modules],
-        "branch": [_branch(entries) for entries in modules],
-        "msm_per_block": [sum(map(bool, stage.values())) for stage in layers.values()],
-        "low_pass": [_low_pass(entries) for entries in modules if _branch(entries) == "lam"],
-    }
-    settings = {name: _majority(values) for name, values in shown.items() if values}
-    if settings.get("branch") == "lam":
-        _check_low_pass(settings["low_pass"], known.get("low_pass", settings["low_pass"]))
-    if projections:
-        width = known.get("width", settings.get("width"))
-        settings["groups"], settings["kernel_size"] = _groups_and_kernel(
-            _majority(projections), width, known.get("groups"), known.get("kernel_size")
-        )
-    return {**settings, **known}
-
-
-def _majority(values: Iterable):
-    return Counter(values).most_common(1)[0][0]
-
-
-def _pool_rates(entries: set[str]) -> tuple[int, ...]:
-    """The rates of one multi-scale module: halvings of convolutional pooling, else by their number."""
-    halvings = Counter(entry.split(".")[1] for entry in entries if entry.startswith("pools."))
-    if halvings:
-        return tuple(2**count for _, count in sorted(halvings.items()))
-    branches = {entry.split(".")[1] for entry in entries if entry.startswith("convs.")}
-    return tuple(2**power for power in range(len(branches), 0, -1))
-
-
-def _pooling(entries: set[str]) -> str:
-    return "convolution" if any(entry.startswith("pools.") for entry in entries) else "average"
-
-
-def _branch(entries: set[str]) -> str:
-    attention = {entry.rsplit(".", 1)[-1] for entry in entries if entry.startswith("attentions.")}
-    if not attention:
-        return "conv"
-    return "lam-no-fm" if attention.isdisjoint((*_GAINS, _EXACT_WEIGHT)) else "lam"
-
-
-def _low_pass(entries: set[str]) -> str:
-    return "exact" if any(entry.endswith(_EXACT_WEIGHT) for entry in entries) else "global"
-
-
-def _check_low_pass(found: str, wanted: str) -> None:
-    """Raise ValueError where weights of one kind of filter modulation are wanted in the other."""
-    if wanted == "exact" and found != "exact":
-        raise ValueError(
-            "low_pass='exact' cannot take these weights: their gains lamb_l, lamb_h and inside_all (ours: "
-            "low_gain, high_gain, inner_gain) have no place in Eq. 4-7; use low_pass='global' or 'local'"
-        )
-    if found == "exact" and wanted != "exact":
-        raise ValueError(
-            f"low_pass={wanted!r} cannot take these weights: they were trained with low_pass='exact' and "
-            "hold its parameter (w of Eq. 6, high_pass_weight) instead of gains; leave low_pass out"
-        )
-
-
-def _groups_and_kernel(
-    outputs: int, width: int, groups: int | None, kernel_size: int | None
-) -> tuple[int, int]:
-    """Groups and kernel side whose filters have `outputs` taps in all; see `load` for the choice."""
-    if kernel_size:
-        return outputs // kernel_size**2, kernel_size
-    sides = (3, *range(5, math.isqrt(outputs) + 1, 2), 1)
-    choices = [
-        (outputs // side**2, side)
-        for side in sides
-        if outputs % side**2 == 0 and width % (outputs // side**2) == 0
-    ]
-    if groups is None or (groups < 1 or width % groups):
-        # Where no choice fits, the model's own checks say so.
-        return choices[0] if choices else (outputs // 9, 3)
-    for choice in choices:
-        if choice[0] == groups:
-            return choice
-    raise ValueError(
-        f"groups is {groups}, which does not fit filters of {outputs} taps in all, groups x kernel_size x "
-        f"kernel_size: {' or '.join(str(choice[0]) for choice in choices) or 'no number'} would"
-    )
-
-
-ARCHITECTURES = (
-    Architecture(
-        name="IRNeXt",
-        build=IRNeXt,
-        our_name=_our_irnext_name,
-        landmarks=(
-            "stem.weight",
-            "head.weight",
-            "downs.0.weight",
-            "ups.0.weight",
-            "skips.0.weight",
-            "side_heads.0.weight",
-            "fuse_half.weight",
-            "features_half.convs.0.weight",
-        ),
-        settings=_irnext_settings,
-    ),
-)

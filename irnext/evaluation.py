@@ -28,7 +28,7 @@ from .metrics.protocols import saved_levels
 from .provenance import describe_model, environment, file_hash
 from .restoration import restore
 from .restoration.files import progress_bar
-from .restoration.inference import release
+from .restoration.inference import release, scale_of
 from .restoration.jobs import reason
 
 PER_PICTURE, FIRST, TRAIN = WINDOWS = ("per-picture", "first", "train")
@@ -141,7 +141,8 @@ def evaluate(
 
     Raises:
         ValueError: an unknown protocol, an empty set, a limit or a number of scorers below 1, a window
-            for a model without one, an index beyond the set, or an option that `irnext.restore` refuses.
+            for a model without one, a model that enlarges, an index beyond the set, or an option that
+            `irnext.restore` refuses.
         ImportError: a protocol's package is missing.
         OSError: the folder cannot be written.
         All before the model runs.
@@ -156,6 +157,8 @@ def evaluate(
     if scorers < 1:
         raise ValueError(f"scorers is {scorers}: at least 1 thread is needed")
     _check_window(model, window)
+    if (scale := scale_of(model)) != 1:
+        raise ValueError(f"the model enlarges {scale} times, and the pictures of a pair have one size")
     evaluation = Evaluation(
         test_set or getattr(pairs, "task", "pictures"),
         about={},

@@ -231,7 +231,7 @@ def colour(image: Image.Image) -> np.ndarray:
 def with_colour(image: Image.Image, values: np.ndarray) -> Image.Image:
     """A simplified picture with other colours, (H, W, 3) in [0, 1]: same mode, alpha and metadata.
 
-    Grey is the mean of the three channels.
+    Grey is the mean of the three channels. Where there are more pixels of colour, alpha is enlarged.
     """
     if image.mode not in ("RGB", "RGBA"):
         values = values.mean(2, dtype=np.float32)
@@ -242,15 +242,21 @@ def with_colour(image: Image.Image, values: np.ndarray) -> Image.Image:
     else:
         result = Image.fromarray(np.rint(values * 255).astype(np.uint8))
         if image.mode.endswith("A"):
-            result.putalpha(image.getchannel("A"))
+            result.putalpha(enlarged(image.getchannel("A"), result.size))
     result.info = {key: value for key, value in image.info.items() if key in ("exif", "icc_profile", "dpi")}
     return result
 
 
+def enlarged(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """A picture in another size, (width, height), by bicubic interpolation; itself where it has that."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
 def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
-    """Two simplified pictures of one size next to each other: 8-bit RGB, without alpha."""
-    pair = np.concatenate([colour(before), colour(after)], 1)
-    result = Image.fromarray(np.rint(pair * 255).astype(np.uint8))
+    """Two simplified pictures next to each other, the first in the size of the second: RGB, without alpha."""
+    pictures = [Image.fromarray(np.rint(colour(image) * 255).astype(np.uint8)) for image in (before, after)]
+    pictures[0] = enlarged(pictures[0], after.size)
+    result = Image.fromarray(np.concatenate(pictures, 1))
     if before.mode in ("RGB", "RGBA") and "icc_profile" in before.info:
         result.info["icc_profile"] = before.info["icc_profile"]
     return result

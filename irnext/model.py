@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from .architecture import RestorationModel
 from .blocks import (
     ACTIVATIONS,
     BRANCHES,
@@ -20,10 +21,9 @@ from .blocks import (
     local_window,
 )
 from .ops.recompute import gelu, recomputing
-from .published import PublishedNames
 
 
-class IRNeXt(PublishedNames):
+class IRNeXt(RestorationModel):
     """IRNeXt (Cui et al., ICML 2023) for restoring pictures.
 
     Args:
@@ -66,6 +66,7 @@ class IRNeXt(PublishedNames):
 
     size_multiple = 32
     minimum_size = 64
+    tiling = "plane means and instance normalisation see the tile"
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from torch import nn
 from .containers import CODECS, CONTAINERS, READ_SUFFIXES, Writer, default_codec, opened, pyav
 from .files import atomic_file, output_folder
 from .restoration.files import note_of_bands, progress_bar
-from .restoration.inference import AUTO, check_memory, prepared
+from .restoration.inference import AUTO, check_memory, prepared, scale_of
 from .restoration.jobs import (
     FAILURES,
     Job,
@@ -148,6 +148,8 @@ def _check_options(
     _check_crf(codec, crf)
     check_tiles(model, tile, overlap)
     check_memory(model, tile, max_memory)
+    if (scale := scale_of(model)) != 1:
+        raise ValueError(f"the model enlarges {scale} times, and a video keeps its size: restore pictures")
 
 
 def _check_crf(codec: str, crf: int | None) -> None:

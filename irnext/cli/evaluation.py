@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from .. import checkpoints, create_model, list_models, optimize
+from .. import IRNeXt, checkpoints, create_model, list_models, optimize
 from ..data import Pairs, open_pairs
 from ..data.specifications import CUSTOM, DATASETS, TEST_SETS
 from ..data.subsets import read_subset
@@ -23,6 +23,7 @@ from ..files import output_folder
 from ..metrics import require
 from ..pretrained import path_of
 from ..reports import markdown, write_csv, write_json
+from ..restoration.inference import can_be_optimized, check_dtype
 from .common import DTYPES, FAILED, LowPass, Name, check_backend, complain
 from .models import load_model
 
@@ -119,7 +120,8 @@ def evaluate_task(
     network = load_model(weights, model, low_pass or _published_low_pass(task, weights, model))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     computed = DTYPES[dtype]
-    if device == "cpu" and not os.environ.get("IRNEXT_BACKEND"):
+    check_dtype(network, computed)
+    if device == "cpu" and can_be_optimized(network) and not os.environ.get("IRNEXT_BACKEND"):
         network, computed = optimize(network, computed), None
         if max_memory is None and tile is None:
             max_memory = "auto"
@@ -165,7 +167,8 @@ def _published_low_pass(task: str, weights: Path, model: str | None) -> str | No
     listed = f"irnext-{task}"
     if model is not None or listed not in list_models():
         return None
-    if not checkpoints.low_pass_is_assumed(weights, checkpoints.load(weights)):
+    network = checkpoints.load(weights)
+    if type(network) is not IRNeXt or checkpoints.assumption(weights, network) is None:
         return None
     with torch.device("meta"):  # only its settings are wanted
         return create_model(listed).settings["low_pass"]

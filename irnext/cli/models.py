@@ -34,19 +34,15 @@ def load_model(
         raise ValueError(f"{made_of} restores nothing: give --weights FILE or --task NAME")
     listed = settings.pop("low_pass", None)
     network = checkpoints.load(weights, low_pass or listed, **settings)
-    if not (low_pass or listed):
-        note_assumed_low_pass(weights, network)
+    if not (name or low_pass):
+        note_assumption(weights, network)
     return network
 
 
-def note_assumed_low_pass(weights: Path, network: torch.nn.Module) -> None:
+def note_assumption(weights: Path, network: torch.nn.Module) -> None:
     """One line on the error output where the checkpoint leaves open what its weights compute."""
-    if checkpoints.low_pass_is_assumed(weights, network):
-        print(
-            f"irnext: note: {weights} does not say which low-pass filter it was trained with: global "
-            "assumed, as for published dehazing; give --low-pass local for published motion deblurring",
-            file=sys.stderr,
-        )
+    if assumed := checkpoints.assumption(weights, network):
+        print(f"irnext: note: {weights} does not say {assumed}", file=sys.stderr)
 
 
 def convert(
@@ -68,7 +64,7 @@ def convert(
     """
     network = checkpoints.convert(source, target, layout, low_pass)
     if low_pass is None and target.suffix.lower() not in checkpoints.PICKLES:  # those record nothing
-        note_assumed_low_pass(source, network)
+        note_assumption(source, network)
     print(target)
 
 

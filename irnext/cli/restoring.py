@@ -15,6 +15,7 @@ import tyro
 
 from .. import optimize
 from ..restoration import Processes, Report, restore_files
+from ..restoration.inference import can_be_optimized, check_dtype
 from ..video import is_video, restore_videos
 from .common import DTYPES, FAILED, LowPass, Name, Output, check_backend, complain
 from .models import load_model
@@ -68,7 +69,7 @@ def restore(
             the published motion-deblurring code, whose checkpoints do not say so.
         device: where to compute, as PyTorch names it (cuda, cuda:1, mps); by default a GPU if there is one.
         dtype: what to compute in.
-        tile: side of square tiles in pixels, a multiple of 32.
+        tile: side of square tiles in pixels, a multiple of 32 for IRNeXt.
         overlap: pixels that neighbouring tiles share, at most half a tile.
         max_memory: what restoring may take beside the program and the weights, as in 8G or 500M.
         compare: also write NAME-compare.png (of a.jpg: a.jpg-compare.png): before on the left, after on
@@ -89,7 +90,9 @@ def restore(
     if device in (None, "cuda"):
         device = processes.gpu if torch.cuda.is_available() or device else "cpu"
     computed = DTYPES[dtype]
-    if device == "cpu" and not os.environ.get("IRNEXT_BACKEND"):  # a backend asked for serves all it can
+    check_dtype(network, computed)
+    # A backend asked for serves all it can.
+    if device == "cpu" and can_be_optimized(network) and not os.environ.get("IRNEXT_BACKEND"):
         network, computed = optimize(network, computed), None
         if max_memory is None and tile is None:
             max_memory = "auto"

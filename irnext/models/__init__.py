@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..architecture import Architecture
 from ..model import IRNeXt
+from . import irnext
 
 # Blocks per task from the paper (section 4.1); the local low-pass filter from published
 # motion-deblurring code, the global one from published dehazing code.
@@ -21,6 +23,8 @@ _MODELS: dict[str, tuple[type[nn.Module], dict]] = {
     "irnext-srrs": (IRNeXt, {"blocks": 4}),
     "irnext-snow100k": (IRNeXt, {"blocks": 4}),
 }
+
+ARCHITECTURES: tuple[Architecture, ...] = (irnext.ARCHITECTURE,)
 
 
 def list_models() -> list[str]:

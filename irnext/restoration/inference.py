@@ -29,6 +29,25 @@ def sizes(model: nn.Module) -> tuple[int, int]:
     return getattr(model, "size_multiple", SIZE_MULTIPLE), getattr(model, "minimum_size", MINIMUM_SIZE)
 
 
+def scale_of(model: nn.Module) -> int:
+    """How many times as many pixels the model's results have along a side."""
+    return getattr(model, "scale", 1)
+
+
+def can_be_optimized(model: nn.Module) -> bool:
+    """Whether `irnext.optimize` takes the model, and so its memory can be bounded exactly."""
+    return type(model) in (IRNeXt, OptimizedModel)
+
+
+def check_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Raise ValueError for a half precision that the model says it does not compute in."""
+    half = getattr(model, "half_types", HALF)
+    if dtype in HALF and dtype not in half:
+        can = ", ".join(str(each).removeprefix("torch.") for each in (torch.float32, *half))
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{type(model).__name__} does not compute in {name}: use {can}")
+
+
 def check_memory(model: nn.Module, tile: int | None, max_memory: int | str | None) -> None:
     """Raise ValueError for a limit that is no size, or for a model that cannot be bounded."""
     if max_memory is None:
@@ -37,7 +56,7 @@ def check_memory(model: nn.Module, tile: int | None, max_memory: int | str | Non
         parse_size(max_memory)
     if tile is not None:
         raise ValueError("tile and max_memory exclude each other: tiles need less memory but are not exact")
-    if type(model) not in (IRNeXt, OptimizedModel):
+    if not can_be_optimized(model):
         raise ValueError(f"max_memory is for an IRNeXt, and the model is {type(model).__name__}: use tile")
 
 
@@ -133,6 +152,7 @@ def inference(
     weight = first_weight(model)
     held, device = (weight.dtype, weight.device) if weight is not None else (dtype, torch.device(fallback))
     autocast = dtype in HALF and held == torch.float32
+    index, scale = getattr(model, "result_index", -1), scale_of(model)
 
     def run(x: Tensor) -> Tensor:
         try:
@@ -145,9 +165,12 @@ def inference(
                     "bound it by max_memory, or use tiles, or smaller ones"
                 ) from error
             raise
-        y = outputs[-1] if isinstance(outputs, (list, tuple)) else outputs
-        if y.shape != x.shape:
-            raise ValueError(f"the model makes {tuple(y.shape)} of {tuple(x.shape)}: the shape must stay")
+        y = outputs[index] if isinstance(outputs, (list, tuple)) else outputs
+        expected = (*x.shape[:2], scale * x.shape[2], scale * x.shape[3])
+        if y.shape != expected:
+            raise ValueError(
+                f"the model makes {tuple(y.shape)} of {tuple(x.shape)}: it should be {tuple(expected)}"
+            )
         if not y.isfinite().all():
             raise FloatingPointError(
                 f"the model's output is not finite in {dtype or held}: try float32, or check the weights"

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import images
-from .inference import HALF, check_memory, continued, inference, prepared, sizes
+from .inference import HALF, check_dtype, check_memory, continued, inference, prepared, scale_of, sizes
 from .tiles import check_tiles, run_tiles
 
 # Resizing and filtering leave values a little outside [0, 1]: beyond these the range is another.
@@ -28,9 +28,10 @@ def restore(
     """Restore a picture of any size from 1x1 pixels.
 
     The picture is continued by reflection to the right and below, to a multiple of
-    `model.size_multiple` (32) and at least `model.minimum_size` (64) pixels; the result is cropped
-    and clamped to [0, 1]. The continuation is part of the result, as in the published evaluation:
-    the plane means see it. The model runs in eval mode and is left as it was.
+    `model.size_multiple` (32 for IRNeXt) and at least `model.minimum_size` (64) pixels; the result is
+    cropped and clamped to [0, 1]. The continuation is part of the result, as in the published
+    evaluation: the plane means see it. A model that enlarges (`model.scale`) gives a larger picture.
+    The model runs in eval mode and is left as it was.
 
     Without `tile` and `max_memory` the whole picture goes through the model at once. `max_memory`
     bounds the memory of an IRNeXt exactly: layers are computed in bands where the picture is large,
@@ -39,11 +40,12 @@ def restore(
     picture. They are exact for a model whose output depends on at most overlap / 4 pixels around.
 
     Args:
-        model: any module from (N, 3, H, W) to the same, or to a list whose last item that is.
+        model: any module from (N, 3, H, W) to the same, or to a list whose last item that is, or the item
+            that its `result_index` says; see `irnext.architecture.RestorationModel`.
         image: a PIL image (see `irnext.images` for its modes; the EXIF orientation is not applied);
             an array (H, W, 3) of uint8, or floating-point in [0, 1]; or a floating-point tensor
             (3, H, W) or (N, 3, H, W) in [0, 1]. Values a little outside are taken as they are;
-            an empty batch comes back as it is.
+            an empty batch comes back as it is, or in the size of the results.
         tile: side of square tiles in pixels, a multiple of 32; None for the whole picture.
         overlap: pixels shared by neighbouring tiles, at most tile / 2. The outer quarter of it is
             not used, where the tile's edge disturbs the model; over the inner half one tile fades
@@ -56,17 +58,18 @@ def restore(
         device: where to compute; None for where the model is. A copy of the model goes elsewhere.
 
     Returns:
-        The restored picture: same kind, size, type and device as `image`.
+        The restored picture: same kind, size (times `model.scale`), type and device as `image`.
 
     Raises:
         ValueError: a picture of another shape, type or range, NaN or infinite values, tiles that
-            do not fit the rule, a device that cannot be used; a `max_memory` that is no size, is
+            do not fit the rule, a type or device that cannot be used; a `max_memory` that is no size, is
             lower than this picture needs, or is for a model that cannot be bounded.
         FloatingPointError: the model's output is not finite, as in float16 beyond its range.
         MemoryError: the picture, or the tile, is too large for the device.
     """
     check_tiles(model, tile, overlap)
     check_memory(model, tile, max_memory)
+    check_dtype(model, dtype)
     options = {"tile": tile, "overlap": overlap, "max_memory": max_memory, "dtype": dtype, "device": device}
     if isinstance(image, Image.Image):
         simple = images.simplify(image)
@@ -78,19 +81,23 @@ def restore(
     else:
         raise ValueError(f"the picture is a {type(image).__name__}: give a PIL image, an array or a tensor")
     _check_values(batch)
+    scale = scale_of(model)
+    height, width = (scale * side for side in batch.shape[2:])
     if not len(batch):
-        return image
-    height, width = batch.shape[2:]
+        return image if scale == 1 else image.new_zeros(*image.shape[:-2], height, width)
     fallback = device or batch.device
     batch = continued(batch, *sizes(model))
     if isinstance(image, Tensor) and batch.data_ptr() == image.data_ptr():
         batch = batch.clone()  # models may write over what they get
     model, dtype = prepared(model, dtype, device, max_memory)
     with inference(model, dtype, fallback, max_memory) as run:
-        restored = run(batch) if tile is None else run_tiles(run, batch, tile, overlap, sizes(model)[0])
+        if tile is None:
+            restored = run(batch)
+        else:
+            restored = run_tiles(run, batch, tile, overlap, sizes(model)[0], scale)
     result = restored[:, :, :height, :width].clamp(0, 1)
     if isinstance(image, Tensor):
-        return result.reshape(image.shape).to(image.dtype)
+        return result.reshape(*image.shape[:-2], height, width).to(image.dtype)
     values = result[0].permute(1, 2, 0).numpy()
     if image.dtype == np.uint8:
         values = np.rint(values * 255)

@@ -28,15 +28,17 @@ def check_tiles(model: nn.Module, tile: int | None, overlap: int) -> None:
 
 
 def run_tiles(
-    run: Callable[[Tensor], Tensor], batch: Tensor, tile: int, overlap: int, multiple: int
+    run: Callable[[Tensor], Tensor], batch: Tensor, tile: int, overlap: int, multiple: int, scale: int = 1
 ) -> Tensor:
-    """Run the model tile by tile and blend the results."""
-    result = torch.zeros_like(batch)
+    """Run the model tile by tile and blend the results, which are `scale` times as high and wide."""
+    result = batch.new_zeros(*batch.shape[:2], scale * batch.shape[2], scale * batch.shape[3])
     rows = _tiles_along(batch.shape[2], tile, overlap, multiple)
     columns = _tiles_along(batch.shape[3], tile, overlap, multiple)
     for (row, row_weight), (column, column_weight) in itertools.product(rows, columns):
         weight = (row_weight[:, None] * column_weight).to(batch)
-        result[:, :, row, column] += weight * run(batch[:, :, row, column])
+        weight = weight.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
+        place = tuple(slice(scale * span.start, scale * span.stop) for span in (row, column))
+        result[:, :, *place] += weight * run(batch[:, :, row, column])
     return result
 
 
