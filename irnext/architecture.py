@@ -37,6 +37,15 @@ class RestorationModel(PublishedNames):
     half_types: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
     tiling: ClassVar[str] = ""
 
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != 3:
+            raise ValueError(f"x must be (N, 3, H, W), got {tuple(x.shape)}")
+        if min(x.shape[2:]) < self.minimum_size or any(side % self.size_multiple for side in x.shape[2:]):
+            raise ValueError(
+                f"x is {tuple(x.shape)}: H and W must be multiples of {self.size_multiple} and at least "
+                f"{self.minimum_size} (irnext.restore pads pictures of any size)"
+            )
+
 
 def unchanged(value: Any) -> Any:
     """The same."""

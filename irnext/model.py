@@ -161,15 +161,6 @@ class IRNeXt(RestorationModel):
         z = self.skips[1](torch.cat((gelu(self.ups[1](z)), skip1), 1))
         return [restored_quarter, restored_half, self.head(self.decoder[2](z), residual=x)]
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"x must be (N, 3, H, W), got {tuple(x.shape)}")
-        if min(x.shape[2:]) < self.minimum_size or any(side % self.size_multiple for side in x.shape[2:]):
-            raise ValueError(
-                f"x is {tuple(x.shape)}: H and W must be multiples of {self.size_multiple} and at least "
-                f"{self.minimum_size} (irnext.restore pads pictures of any size)"
-            )
-
     def fix_local_window(self, height: int | None, width: int | None = None) -> None:
         """Fix the windows of low_pass="local" to those of a picture of height x width (or square) pixels.
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from ..architecture import Architecture
+from ..architecture import Architecture, RestorationModel
 from ..model import IRNeXt
-from . import irnext
+from . import irnext, mimo_unet, mprnet, restormer
 
-# Blocks per task from the paper (section 4.1); the local low-pass filter from published
+# Of IRNeXt blocks per task from the paper (section 4.1); the local low-pass filter from published
 # motion-deblurring code, the global one from published dehazing code.
-_MODELS: dict[str, tuple[type[nn.Module], dict]] = {
+_MODELS: dict[str, tuple[type[RestorationModel], dict]] = {
     "irnext-gopro": (IRNeXt, {"blocks": 14, "low_pass": "local"}),
     "irnext-rsblur": (IRNeXt, {"blocks": 16, "low_pass": "local"}),
     "irnext-dpdd": (IRNeXt, {"blocks": 16}),
@@ -22,9 +20,23 @@ _MODELS: dict[str, tuple[type[nn.Module], dict]] = {
     "irnext-csd": (IRNeXt, {"blocks": 4}),
     "irnext-srrs": (IRNeXt, {"blocks": 4}),
     "irnext-snow100k": (IRNeXt, {"blocks": 4}),
+    "mprnet-deblurring": (mprnet.MPRNet, {}),
+    "mprnet-deraining": (
+        mprnet.MPRNet,
+        {"n_feat": 40, "scale_unetfeats": 20, "scale_orsnetfeats": 16},
+    ),
+    "mprnet-denoising": (
+        mprnet.MPRNet,
+        {"n_feat": 80, "scale_unetfeats": 48, "scale_orsnetfeats": 32},
+    ),
+    "restormer": (restormer.Restormer, {}),
+    "mimo-unet": (mimo_unet.MIMOUNet, {}),
+    "mimo-unet-plus": (mimo_unet.MIMOUNet, {"num_res": 20}),
 }
 
-ARCHITECTURES: tuple[Architecture, ...] = (irnext.ARCHITECTURE,)
+ARCHITECTURES: tuple[Architecture, ...] = tuple(
+    module.ARCHITECTURE for module in (irnext, mprnet, restormer, mimo_unet)
+)
 
 
 def list_models() -> list[str]:
@@ -32,12 +44,32 @@ def list_models() -> list[str]:
     return list(_MODELS)
 
 
-def create_model(name: str, **settings) -> nn.Module:
+def _entry(name: str) -> tuple[type[RestorationModel], dict]:
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(_MODELS)}")
+    return _MODELS[name]
+
+
+def create_model(name: str, **settings) -> RestorationModel:
     """A freshly initialised model by name; `settings` override those of the name.
 
     Raises ValueError for an unknown name, listing the known ones.
     """
-    if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(_MODELS)}")
-    architecture, defaults = _MODELS[name]
+    architecture, defaults = _entry(name)
     return architecture(**{**defaults, **settings})
+
+
+def supports(name: str) -> dict[str, str | int | bool | list[str]]:
+    """What a model takes: multiple and minimum of the sides in pixels, types, and how it may be divided.
+
+    "tiles" says how results in tiles differ; "bands" whether `max_memory` bounds the memory exactly, and
+    `irnext.optimize` and `irnext.export_model` take the model. Raises as `create_model` does.
+    """
+    architecture, _ = _entry(name)
+    return {
+        "size multiple": architecture.size_multiple,
+        "minimum size": architecture.minimum_size,
+        "half precision": [str(dtype).removeprefix("torch.") for dtype in architecture.half_types],
+        "tiles": architecture.tiling,
+        "bands": architecture is IRNeXt,
+    }

@@ -182,6 +182,9 @@ ARCHITECTURE = Architecture(
         "side_heads.0.weight",
         "fuse_half.weight",
         "features_half.convs.0.weight",
+        # MIMO-UNet has all but these:
+        "features_half.norm.weight",
+        "features_quarter.norm.weight",
     ),
     settings=_settings,
     assumed=_assumed,

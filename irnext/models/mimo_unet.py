@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +122,7 @@ class MIMOUNet(RestorationModel):
 
     size_multiple = 4
     minimum_size = 4
-    tiling = "the same further from a seam than the convolutions reach"
+    tiling = "convolutions near a seam do not see across it"
 
     def __init__(self, num_res: int = 8, width: int = 32):
         super().__init__()
@@ -165,15 +165,6 @@ class MIMOUNet(RestorationModel):
         z = self.Decoder[2](self.Convs[1](torch.cat((up_full(z), skip1), 1)))
         return [restored_quarter, restored_half, head(z) + x]
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"x must be (N, 3, H, W), got {tuple(x.shape)}")
-        if any(side < self.minimum_size or side % self.size_multiple for side in x.shape[2:]):
-            raise ValueError(
-                f"x is {tuple(x.shape)}: H and W must be multiples of {self.size_multiple} and at least "
-                f"{self.minimum_size} (irnext.restore pads pictures of any size)"
-            )
-
 
 def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str, Any]:
     """The settings that the entries show, and those `known`, which go first."""
@@ -193,10 +184,10 @@ ARCHITECTURE = Architecture(
     name="MIMO-UNet",
     build=MIMOUNet,
     # IRNeXt shares most names with MIMO-UNet: these it has not.
-    landmarks=(
-        *(f"AFFs.{scale}.conv.{layer}.main.0.weight" for scale in (0, 1) for layer in (0, 1)),
-        "SCM1.conv.main.0.weight",
-        "SCM2.conv.main.0.weight",
+    landmarks=tuple(
+        f"{layer}.main.0.{leaf}"
+        for layer in (*(f"AFFs.{i}.conv.{j}" for i in (0, 1) for j in (0, 1)), "SCM1.conv", "SCM2.conv")
+        for leaf in ("weight", "bias")
     ),
     settings=_settings,
 )

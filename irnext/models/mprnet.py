@@ -212,7 +212,8 @@ class MPRNet(RestorationModel):
     borders and its own means, as when they are run one by one.
 
     All channel attention blocks share one PReLU of one weight. `state_dict()` names it once per block,
-    as published files do; `load_state_dict` takes such weights, or those with any of these names left out.
+    as published files do; `load_state_dict` takes such weights, and those with any but one of these names
+    left out, and raises ValueError where the names hold different weights.
 
     Channel attention weighs channels by their means over the quadrant, half or picture, and these have
     zeros around them: run in tiles, both are those of the tile, whatever the overlap.
@@ -302,25 +303,10 @@ class MPRNet(RestorationModel):
         z = self.stage3_orsnet(z, encoded, decoded)
         return [self.tail(z) + x, restored, join(restored_halves, 2)]
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"x must be (N, 3, H, W), got {tuple(x.shape)}")
-        if min(x.shape[2:]) < self.minimum_size or any(side % self.size_multiple for side in x.shape[2:]):
-            raise ValueError(
-                f"x is {tuple(x.shape)}: H and W must be multiples of {self.size_multiple} and at least "
-                f"{self.minimum_size} (irnext.restore pads pictures of any size)"
-            )
-
-    def _load_from_state_dict(
-        self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:
-        try:
-            state_dict.update(_with_aliases({k: v for k, v in state_dict.items() if k.startswith(prefix)}))
-        except ValueError as error:
-            error_msgs.append(str(error))
-        super()._load_from_state_dict(
-            state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def _load_from_state_dict(self, state_dict: State, prefix: str, *arguments) -> None:
+        own = {name: entry for name, entry in state_dict.items() if name.startswith(prefix)}
+        state_dict.update(_with_aliases(own))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def _check_settings(settings: dict[str, int]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import OrderedDict, defaultdict
-from typing import Any, ClassVar
+from collections import Counter, OrderedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from ..architecture import Architecture, RestorationModel
 from ..blocks import check_option
 
 LAYER_NORMS = ("WithBias", "BiasFree")
+LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
 EPSILON = 1e-5  # of the layer norms
 
 
@@ -54,8 +55,8 @@ class ChannelNorm(nn.Module):
 class ChannelAttention(nn.Module):
     """Multi-Dconv head transposed attention (MDTA, Eq. 1): every channel attends to those of its head.
 
-    The weights are C/heads x C/heads cosine similarities over the whole plane, so the cost is linear in
-    the number of pixels. (N, C, H, W) to the same.
+    The similarity of two channels is the cosine between their planes, times the head's temperature (1 / alpha
+    of the paper), so the cost is linear in the number of pixels. (N, C, H, W) to the same.
     """
 
     def __init__(self, channels: int, heads: int, bias: bool):
@@ -63,9 +64,7 @@ class ChannelAttention(nn.Module):
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
-        self.qkv_dwconv = nn.Conv2d(
-            3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias
-        )
+        self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=bias)
         self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,19 +111,19 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-def conv3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
-    """A 3 x 3 convolution that keeps the size of the plane."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+def conv(inputs: int, outputs: int, size: int = 3, bias: bool = False) -> nn.Conv2d:
+    """A convolution that keeps the size of the plane."""
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=bias)
 
 
 def down(channels: int) -> nn.Sequential:
     """Half the sides, twice the channels."""
-    return named(body=nn.Sequential(conv3(channels, channels // 2), nn.PixelUnshuffle(2)))
+    return named(body=nn.Sequential(conv(channels, channels // 2), nn.PixelUnshuffle(2)))
 
 
 def up(channels: int) -> nn.Sequential:
     """Twice the sides, half the channels."""
-    return named(body=nn.Sequential(conv3(channels, 2 * channels), nn.PixelShuffle(2)))
+    return named(body=nn.Sequential(conv(channels, 2 * channels), nn.PixelShuffle(2)))
 
 
 class Restormer(RestorationModel):
@@ -146,7 +145,7 @@ class Restormer(RestorationModel):
 
     size_multiple = 8
     minimum_size = 8
-    tiling = "everywhere a little different: attention weighs channels by statistics of the whole plane"
+    tiling = "attention compares channels over the tile, not over the whole picture"
 
     def __init__(
         self,
@@ -160,49 +159,48 @@ class Restormer(RestorationModel):
     ):
         super().__init__()
         check_option("LayerNorm_type", LayerNorm_type, LAYER_NORMS)
-        _check_settings(dim, num_blocks, num_refinement_blocks, heads, ffn_expansion_factor)
         self.settings = {
             "dim": dim,
-            "num_blocks": tuple(num_blocks),
+            "num_blocks": _per_level("num_blocks", num_blocks),
             "num_refinement_blocks": num_refinement_blocks,
-            "heads": tuple(heads),
+            "heads": _per_level("heads", heads),
             "ffn_expansion_factor": ffn_expansion_factor,
             "bias": bias,
             "LayerNorm_type": LayerNorm_type,
         }
+        _check_numbers(dim, num_refinement_blocks, heads, ffn_expansion_factor)
 
-        def blocks(level: int, channels: int, number: int = 0) -> nn.Sequential:
-            norm_bias = LayerNorm_type == "WithBias"
-            return nn.Sequential(
-                *(
-                    TransformerBlock(channels, heads[level], ffn_expansion_factor, bias, norm_bias)
-                    for _ in range(number or num_blocks[level])
-                )
-            )
+        def blocks(number: int, channels: int, head_count: int) -> nn.Sequential:
+            form = (channels, head_count, ffn_expansion_factor, bias, LayerNorm_type == "WithBias")
+            return nn.Sequential(*(TransformerBlock(*form) for _ in range(number)))
 
         c1, c2, c3, c4 = (dim * 2**level for level in range(4))
+        n1, n2, n3, n4 = num_blocks
+        h1, h2, h3, h4 = heads
         # Names and order are the published ones, which checkpoints and optimisers' states rely on.
-        self.patch_embed = named(proj=conv3(3, c1))
-        self.encoder_level1 = blocks(0, c1)
+        self.patch_embed = named(proj=conv(3, c1))
+        self.encoder_level1 = blocks(n1, c1, h1)
         self.down1_2 = down(c1)
-        self.encoder_level2 = blocks(1, c2)
+        self.encoder_level2 = blocks(n2, c2, h2)
         self.down2_3 = down(c2)
-        self.encoder_level3 = blocks(2, c3)
+        self.encoder_level3 = blocks(n3, c3, h3)
         self.down3_4 = down(c3)
-        self.latent = blocks(3, c4)
+        self.latent = blocks(n4, c4, h4)
         self.up4_3 = up(c4)
-        self.reduce_chan_level3 = nn.Conv2d(2 * c3, c3, 1, bias=bias)
-        self.decoder_level3 = blocks(2, c3)
+        self.reduce_chan_level3 = conv(2 * c3, c3, 1, bias)
+        self.decoder_level3 = blocks(n3, c3, h3)
         self.up3_2 = up(c3)
-        self.reduce_chan_level2 = nn.Conv2d(2 * c2, c2, 1, bias=bias)
-        self.decoder_level2 = blocks(1, c2)
+        self.reduce_chan_level2 = conv(2 * c2, c2, 1, bias)
+        self.decoder_level2 = blocks(n2, c2, h2)
         self.up2_1 = up(c2)
-        self.decoder_level1 = blocks(0, 2 * c1)
-        self.refinement = blocks(0, 2 * c1, num_refinement_blocks)
-        self.output = conv3(2 * c1, 3, bias)
+        self.decoder_level1 = blocks(n1, 2 * c1, h1)
+        self.refinement = blocks(num_refinement_blocks, 2 * c1, h1)
+        self.output = conv(2 * c1, 3, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        if not x.shape[0]:
+            return x.clone()  # PyTorch's pixel shuffles leave an empty batch in its old shape
         level1 = self.encoder_level1(self.patch_embed(x))
         level2 = self.encoder_level2(self.down1_2(level1))
         level3 = self.encoder_level3(self.down2_3(level2))
@@ -212,89 +210,70 @@ class Restormer(RestorationModel):
         z = self.decoder_level1(torch.cat((self.up2_1(z), level1), 1))
         return self.output(self.refinement(z)) + x
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"x must be (N, 3, H, W), got {tuple(x.shape)}")
-        if any(side < self.minimum_size or side % self.size_multiple for side in x.shape[2:]):
-            raise ValueError(
-                f"x is {tuple(x.shape)}: H and W must be multiples of {self.size_multiple} and at least "
-                f"{self.minimum_size} (irnext.restore pads pictures of any size)"
-            )
+
+def _per_level(name: str, values: Any) -> tuple[int, ...]:
+    """The setting as a tuple, or ValueError if it is not one positive number for each of the four levels."""
+    numbers = tuple(values) if isinstance(values, (tuple, list)) else ()
+    if len(numbers) != 4 or not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise ValueError(f"{name} is {values}: it must be four whole numbers, one a level, at least 1 each")
+    return numbers
 
 
-def _check_settings(
-    dim: int,
-    num_blocks: tuple[int, ...],
-    num_refinement_blocks: int,
-    heads: tuple[int, ...],
-    ffn_expansion_factor: float,
+def _check_numbers(
+    dim: int, num_refinement_blocks: int, heads: tuple[int, ...], ffn_expansion_factor: float
 ) -> None:
     """Raise ValueError for settings that make no network."""
     if dim < 2 or dim % 2:
         raise ValueError(f"dim is {dim}: it must be an even number of channels")
-    for name, values in (("num_blocks", num_blocks), ("heads", heads)):
-        if len(values) != 4 or not all(isinstance(value, int) and value > 0 for value in values):
-            raise ValueError(f"{name} is {values}: it must be four whole numbers, at least 1 each")
     if num_refinement_blocks < 1:
         raise ValueError(f"num_refinement_blocks is {num_refinement_blocks}: it must be at least 1")
     for level, number in enumerate(heads):
-        if (dim << level) % number:
+        if dim * 2**level % number:
             raise ValueError(
-                f"heads is {heads}: {number} does not divide the {dim << level} channels of level {level + 1}"
+                f"heads is {heads}: {number} must divide the {dim * 2**level} channels of level {level + 1}"
             )
-    if not math.isfinite(ffn_expansion_factor) or int(dim * ffn_expansion_factor) < 1:
-        raise ValueError(f"ffn_expansion_factor is {ffn_expansion_factor}: it must be at least 1 / dim")
+    if not 1 <= dim * ffn_expansion_factor < math.inf:
+        raise ValueError(
+            f"ffn_expansion_factor is {ffn_expansion_factor}: {dim} channels times it must be at least 1"
+        )
 
 
 def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str, Any]:
     """The settings that the entries show, and those `known`, which go first.
 
-    Weights tell the hidden channels of the feed-forward networks, not their factor: of those factors
-    that give them at every level, the one with the fewest decimals is taken.
+    Weights tell the hidden channels of the feed-forward networks, not their factor: of the factors that
+    give them at every level, it is the one with the fewest decimals.
     """
-    places = re.compile(
-        r"(encoder_level[123]|latent|decoder_level[123]|refinement)\.(\d+)\."
-        r"(?:attn\.(temperature)|ffn\.(project_in)\.weight)"
-    )
-    numbers: dict[str, set[int]] = defaultdict(set)
-    heads: dict[str, int] = {}
-    hidden: set[tuple[int, int]] = set()
-    for name, shape in shapes.items():
-        if not (found := places.fullmatch(name)):
-            continue
-        group, block, temperature, project_in = found.groups()
-        numbers[group].add(int(block))
-        if temperature and len(shape) == 3:
-            heads[group] = shape[0]
-        elif project_in and len(shape) == 4:
-            hidden.add((shape[1], shape[0] // 2))
+    found = (re.match(r"(\w+)\.(\d+)\.", name) for name in shapes)
+    numbers = Counter(group for group, _ in {match.groups() for match in found if match})
 
-    levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
+    def at_levels(entry: str, rank: int) -> list[torch.Size]:
+        found = (shapes.get(f"{level}.0.{entry}", torch.Size()) for level in LEVELS)
+        return [shape for shape in found if len(shape) == rank and all(shape)]
+
     settings: dict[str, Any] = {
         "bias": "output.bias" in shapes,
-        "LayerNorm_type": LAYER_NORMS["encoder_level1.0.norm1.body.bias" not in shapes],
+        "LayerNorm_type": "WithBias" if "latent.0.norm1.body.bias" in shapes else "BiasFree",
     }
-    if len(embedding := shapes.get("patch_embed.proj.weight", ())) == 4:
+    if embedding := shapes.get("patch_embed.proj.weight"):
         settings["dim"] = embedding[0]
-    if numbers.keys() >= set(levels):
-        settings["num_blocks"] = tuple(len(numbers[level]) for level in levels)
-    if "refinement" in numbers:
-        settings["num_refinement_blocks"] = len(numbers["refinement"])
-    if heads.keys() >= set(levels):
-        settings["heads"] = tuple(heads[level] for level in levels)
-    if factor := _expansion(hidden):
+    if all(numbers[level] for level in LEVELS):
+        settings["num_blocks"] = tuple(numbers[level] for level in LEVELS)
+    if numbers["refinement"]:
+        settings["num_refinement_blocks"] = numbers["refinement"]
+    if len(temperatures := at_levels("attn.temperature", 3)) == len(LEVELS):
+        settings["heads"] = tuple(shape[0] for shape in temperatures)
+    if factor := _expansion(at_levels("ffn.project_out.weight", 4)):
         settings["ffn_expansion_factor"] = factor
     return {**settings, **known}
 
 
-def _expansion(hidden: set[tuple[int, int]]) -> float | None:
-    """The factor of fewest decimals with int(channels * factor) == hidden for all (channels, hidden)."""
-    if not hidden:
-        return None
-    least = max(number / channels for channels, number in hidden)
-    for decimals in range(16):
-        factor = math.ceil(least * 10**decimals) / 10**decimals
-        if all(int(channels * factor) == number for channels, number in hidden):
+def _expansion(projections: list[torch.Size]) -> float | None:
+    """The factor of fewest decimals that gives feed-forward networks with these last weights, if any does."""
+    ratios = [hidden / channels for channels, hidden, _, _ in projections]
+    for decimals in range(16 if ratios else 0):
+        factor = math.ceil(max(ratios) * 10**decimals) / 10**decimals
+        if all(int(channels * factor) == hidden for channels, hidden, _, _ in projections):
             return factor
     return None
 
