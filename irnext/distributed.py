@@ -195,7 +195,7 @@ def data_parallel(model: nn.Module, process: Process) -> nn.Module:
         return model
     synchronise_batch_norm(model)
     devices = [process.device] if process.device.type == "cuda" else None
-    # Every parameter of an IRNeXt has a gradient in every step: DDP need not look for others.
+    # Every parameter of these models has a gradient in every step: DDP need not look for others.
     return nn.parallel.DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from itertools import groupby
 from pathlib import Path
 
 import PIL
@@ -12,7 +13,7 @@ from PIL import features
 from rich.console import Console, Group
 from rich.table import Table
 
-from .models import list_models
+from .models import list_models, supports
 from .ops import backends
 from .version import __version__
 
@@ -39,7 +40,7 @@ def collect() -> dict:
             name: {"available": status.available, "reason": status.reason, "ops": list(status.ops)}
             for name, status in backends().items()
         },
-        "models": list_models(),
+        "models": {name: supports(name) for name in list_models()},
     }
 
 
@@ -88,7 +89,11 @@ def show(console: Console | None = None) -> None:
         answer = "yes" if status["available"] else "no"
         served.add_row(name, answer, status["reason"], ", ".join(status["ops"]) or "none")
 
-    models = Table("models")
-    for name in facts["models"]:
-        models.add_row(name)
+    models = Table("models", "sides", "half precision", "bands", "in tiles")
+    for _, alike in groupby(facts["models"].items(), key=lambda item: item[1]):
+        alike = dict(alike)
+        support = next(iter(alike.values()))
+        sides = f"multiples of {support['size multiple']}, from {support['minimum size']}"
+        half, bands = ", ".join(support["half precision"]), "yes" if support["bands"] else "no"
+        models.add_row(", ".join(alike), sides, half, bands, support["tiles"])
     (console or Console()).print(Group(system, served, models), markup=False)

@@ -20,7 +20,7 @@ import irnext
 from irnext import checkpoints, cli, images, optimize
 from irnext.restoration import restore
 
-COMMANDS = "demo, restore, train, evaluate, data, convert, export, info, complexity"
+COMMANDS = "demo, restore, train, evaluate, data, convert, export, info, complexity, benchmark"
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,8 @@ def test_info_names_versions_backends_and_models(capsys, monkeypatch):
     )
     assert cli.main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["models"] == irnext.list_models()
+    assert list(facts["models"]) == irnext.list_models()
+    assert facts["models"]["irnext-its"]["bands"] and not facts["models"]["restormer"]["bands"]
     assert facts["backends"]["reference"]["available"] is True
     assert set(facts["backends"]) == set(irnext.backends())
     assert facts["versions"]["irnext"] == irnext.__version__

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from .. import checkpoints, complexity, create_model, export_model, list_models
+from .. import IRNeXt, checkpoints, complexity, create_model, export_model, list_models
 from ..devices import check_device
 from ..pretrained import load_pretrained
 from .common import DTYPES, LowPass, Name, Output, check_backend
@@ -98,6 +98,8 @@ def export(
     check_backend()
     check_device(device)
     network = load_model(weights, model, low_pass).to(device)
+    if type(network) is not IRNeXt:
+        raise ValueError(f"{weights}: only an IRNeXt can be exported, and this is a {type(network).__name__}")
     print(export_model(network, output, format, dtype and DTYPES[dtype], max_autotune))
 
 

@@ -160,9 +160,10 @@ def inference(
             outputs = model(given) if max_memory is None else _run_within(max_memory, model, given, x)
         except (MemoryError, RuntimeError) as error:
             if _is_out_of_memory(error):
+                bound = "bound it by max_memory, or use" if can_be_optimized(model) else "use"
                 raise MemoryError(
                     f"not enough memory on {device} for {x.shape[3]}x{x.shape[2]} pixels at once: "
-                    "bound it by max_memory, or use tiles, or smaller ones"
+                    f"{bound} tiles, or smaller ones"
                 ) from error
             raise
         y = outputs[index] if isinstance(outputs, (list, tuple)) else outputs

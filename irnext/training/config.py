@@ -27,7 +27,8 @@ class TrainingConfig:
         data: the data set, or for a synthetic degradation a folder of clean pictures; None for dead
             leaves alone.
         output: folder of the training: checkpoints, log and samples.
-        model: a name of `irnext.list_models()`; `settings` override its settings.
+        model: a name of `irnext.list_models()`; `settings` override its settings. All are trained by the
+            same loss, summed over their outputs.
         weights: a checkpoint to begin with instead of random weights.
         epochs, steps: the length, one of the two; the learning rate follows the same unit, and so do
             `warm_up`, `validate_every` and `save_every`.
@@ -103,7 +104,7 @@ class TrainingConfig:
         """The recipe of a task, on the given data; overrides of None leave the recipe's value.
 
         An override of `steps` replaces `epochs`, and the other way round; `settings` are added to those
-        of the recipe.
+        of the recipe, which are left out where `model` is another than the recipe's.
         """
         values = {name: value for name, (value, _) in recipe(task).items()}
         overrides = {name: value for name, value in overrides.items() if value is not None}
@@ -114,7 +115,10 @@ class TrainingConfig:
                 # Counted in the other unit, the recipe's intervals would mean something else.
                 length = overrides[unit]
                 values |= {"warm_up": length // 30, "validate_every": max(1, length // 5), "save_every": 0}
-        settings = values.pop("settings", {}) | overrides.pop("settings", {})
+        settings = values.pop("settings", {})
+        if overrides.get("model", values["model"]) != values["model"]:
+            settings = {}
+        settings = settings | overrides.pop("settings", {})
         values |= {"task": task, "data": data and Path(data), "output": Path(output), "settings": settings}
         values |= overrides
         values["patch"] = tuple(values.get("patch", cls.patch))

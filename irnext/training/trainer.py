@@ -35,6 +35,7 @@ from ..files import output_folder
 from ..losses import DualDomainLoss
 from ..memory import give_back_free_memory
 from ..models import create_model
+from ..restoration.inference import scale_of
 from .config import TrainingConfig
 from .loading import load_batches
 from .records import Records
@@ -186,6 +187,11 @@ class Trainer:
         self.config, self.process, self.console = config, process, console
         self.crops, self.pairs = open_sources(config)
         self.model = _initial_model(config).to(process.device)
+        if (scale := scale_of(self.model)) != 1:
+            raise ValueError(
+                f"{config.model} enlarges {scale} times, and the pictures of a training pair have one size: "
+                "choose a model that keeps the size"
+            )
         on_gpu = process.device.type == "cuda"
         channels_last = on_gpu if config.channels_last is None else config.channels_last
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -383,6 +389,8 @@ class Trainer:
             with self.wrapped.no_sync() if waits else contextlib.nullcontext():
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
                     outputs = self.trained(self._unit_range(degraded))
+                if isinstance(outputs, Tensor):
+                    outputs = [outputs]
                 spatial, frequency = self.loss.parts(outputs, self._unit_range(clean))
                 loss = (spatial + config.frequency_weight * frequency) / parts
                 loss.backward()
@@ -472,13 +480,14 @@ class Trainer:
     # ---- what people see -----------------------------------------------------------------------
 
     def _introduce(self) -> None:
-        config, settings = self.config, self.model.settings
+        config = self.config
         count = sum(parameter.numel() for parameter in self.model.parameters())
         validated = "none" if self.pairs is None else f"{len(spread(len(self.pairs), config.validate_on))}"
+        settings = "".join(f", {name} {value}" for name, value in config.settings.items())
         where = f"{self.process.world_size} x {self.process.device.type}"
         self._tell(
             f"{config.task}: {len(self.crops):,} training and {validated} validation pictures; "
-            f"{config.model}, {settings['blocks']} blocks, {count / 1e6:.2f} M parameters, {config.dtype}, "
+            f"{config.model}{settings}, {count / 1e6:.2f} M parameters, {config.dtype}, "
             f"on {where}"
         )
         unpaired = getattr(getattr(self.crops, "pairs", None), "unpaired", [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,7 @@ from ..data import Pairs
 from ..distributed import Process, all_mean, any_rank, unsynchronised
 from ..metrics import psnr
 from ..restoration import restore
+from ..restoration.inference import can_be_optimized
 
 HIGHEST = 100.0  # dB, which equal pictures count as: infinity would hide all others
 
@@ -60,6 +60,9 @@ def validate(
 def _restored(model: nn.Module, picture: Tensor) -> Tensor:
     """The restored picture, (3, H, W): in bands, which is exact and slower, where memory is short."""
     with unsynchronised(model):
-        with contextlib.suppress(MemoryError):
+        try:
             return restore(model, picture)
+        except MemoryError:
+            if not can_be_optimized(model):
+                raise
         return restore(model, picture, max_memory="auto")
