@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Options:
     sheet: Path | None = None
 
 
-def main(options: Options) -> None:
+def run(options: Options) -> int:
+    """Print the table, and write the sheet if asked for."""
     torch.set_num_threads(1)
     clean = CleanPictures(options.pictures or [_wheel_folder() / name for name in PHOTOGRAPHS])
     table = Table(title="Median milliseconds on one thread, and PSNR in dB of degraded photographs")
@@ -60,6 +62,7 @@ def main(options: Options) -> None:
     Console().print(table)
     if options.sheet:
         images.write(sheet(clean), options.sheet)
+    return 0
 
 
 def _wheel_folder() -> Path:
@@ -115,5 +118,10 @@ def sheet(clean: CleanPictures, columns: int = 3, size: tuple[int, int] = (450, 
     return result
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    return run(tyro.cli(Options, args=arguments, prog="python -m benchmarks.degradations"))
+
+
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    sys.exit(main())

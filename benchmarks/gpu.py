@@ -58,6 +58,13 @@ MEASURED = {
         "dtypes": ("bfloat16", "float16", "tf32", "float32"),
         "compiled": False,
     },
+    "gopro": {
+        "device": "cuda",
+        "size": ("1280x720", "256x256"),
+        "dtypes": ("bfloat16", "float32"),
+        "rounds": 10,
+        "longest": 2.0,
+    },
     "training_step": {
         "device": "cuda",
         "blocks": 14,
@@ -73,6 +80,8 @@ COMPILED = {
     | {"dtypes": ("bfloat16",), "compiled": True, "accuracy": False, "name": "model-compiled"},
     "training_step": MEASURED["training_step"]
     | {"compiled": True, "deterministic": False, "name": "training_step-compiled"},
+    "gopro": MEASURED["gopro"]
+    | {"systems": (), "dtypes": ("bfloat16",), "compiled": True, "name": "gopro-compiled"},
 }
 # The tests in processes of about the same length: Triton compiles each kernel when it is first used.
 SHARDS = {
@@ -98,6 +107,11 @@ TINY = {
         "dtypes": ("bfloat16",),
         "rounds": 1,
         "accuracy": False,
+    },
+    "gopro": {
+        "size": ("64x64",),
+        "systems": ("mimo-unet", "grl-tiny"),
+        "rounds": 1,
     },
     "training_step": {
         "blocks": 1,
@@ -281,7 +295,7 @@ def device_steps(results: Path) -> list[Step]:
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *small]
         absent = None if sanitizer else "compute-sanitizer is not installed"
         steps.append(Step(tool, command, 90, watched, absent, refused="Device not supported"))
-    for module, limit in (("lam", 150), ("model", 100), ("training_step", 60)):
+    for module, limit in (("lam", 150), ("model", 100), ("gopro", 120), ("training_step", 60)):
         command = benchmark(module, MEASURED[module], results)
         steps.append(Step(f"benchmark ({module})", command, limit, environment, may_be_cut=module != "lam"))
     for module, options in COMPILED.items():

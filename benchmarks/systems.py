@@ -24,7 +24,10 @@ VARIANTS = {
     PUBLISHED: networks.PUBLISHED,
     COMPILED: networks.PUBLISHED_COMPILED,
 }
-OTHERS = ("mprnet-deblurring", "restormer", "mimo-unet-plus", "mimo-unet", "grl-base", "grl-small", "grl-tiny")
+OTHERS = (
+    *("mprnet-deblurring", "restormer", "mimo-unet-plus", "mimo-unet"),
+    *("grl-base", "grl-small", "grl-tiny"),
+)
 SYSTEMS = (PUBLISHED, COMPILED, OURS, *OTHERS)
 GOPRO = Settings(blocks=14, width=32, low_pass="local")
 
@@ -35,10 +38,12 @@ class System:
 
     Attributes:
         call: restored pictures (N, 3, H, W) of pictures in float32, of a size that it takes.
+        kernels: does the same work without replaying a recorded graph, whose memory is held outside of calls.
         multiple, minimum: of the sides that it takes.
     """
 
     call: Callable[[Tensor], Tensor]
+    kernels: Callable[[Tensor], Tensor]
     multiple: int
     minimum: int
 
@@ -58,13 +63,20 @@ def make_system(name: str, precision: str, on: torch.device, settings: Settings 
     for a GPU, which are converted.
     """
     if name in VARIANTS:
-        run = networks.make_network(VARIANTS[name], settings, precision, on).call
-        return System(lambda x: run(x)[-1], *sizes(irnext.IRNeXt))
+        network = networks.make_network(VARIANTS[name], settings, precision, on)
+        run = restored(network.call)
+        kernels = run if network.kernels is network.call else restored(network.kernels)
+        return System(run, kernels, *sizes(irnext.IRNeXt))
     model = make_plain(name).to(on)
-    run = networks.inference(model, PRECISIONS[precision])
+    run = restored(networks.inference(model, PRECISIONS[precision]), model.result_index)
+    return System(run, run, *sizes(model))
+
+
+def restored(run: Callable[[Tensor], Tensor | list[Tensor]], index: int = -1) -> Callable[[Tensor], Tensor]:
+    """`run` with the restored pictures alone, which are the output at `index` where there are several."""
 
     def call(x: Tensor) -> Tensor:
         outputs = run(x)
-        return outputs if isinstance(outputs, Tensor) else outputs[model.result_index]
+        return outputs if isinstance(outputs, Tensor) else outputs[index]
 
-    return System(call, *sizes(model))
+    return call

@@ -1,4 +1,4 @@
-"""The results that the paper (Cui et al., ICML 2023) reports of IRNeXt, by test set."""
+"""What the paper (Cui et al., ICML 2023) reports: IRNeXt's results by test set, and the rows of Table 6."""
 
 from __future__ import annotations
 
@@ -46,4 +46,32 @@ RESULTS = {
     "snow100k": _result(4, 33.61, 0.95, "irnext-rgb"),
     "rsblur": _result(5, 34.08, 0.869, "rsblur"),
     "gopro": _result(6, 33.16, 0.962, "irnext-rgb", "gopro-matlab"),
+}
+
+
+class Deblurring(NamedTuple):
+    """A row of Table 6: one system on GoPro.
+
+    Attributes:
+        psnr: in dB.
+        gflops: for 256 x 256 pixels, in G; of IRNeXt it is `Complexity.paper_flops`.
+        mparams: millions of parameters.
+        seconds: for a picture, synchronised, on a V100.
+    """
+
+    psnr: float
+    ssim: float
+    gflops: float | None
+    mparams: float
+    seconds: float
+
+
+GOPRO = {
+    "DBGAN": Deblurring(31.10, 0.942, 759.85, 11.6, 1.447),
+    "DMPHN": Deblurring(31.20, 0.940, None, 21.7, 0.405),
+    "MIMO-UNet++": Deblurring(32.68, 0.959, 617.64, 16.1, 1.277),
+    "MPRNet": Deblurring(32.66, 0.959, 777.01, 20.1, 1.148),
+    "Restormer": Deblurring(32.92, 0.961, 140.99, 26.1, 1.218),
+    "Stripformer": Deblurring(33.08, 0.962, 170.46, 20.0, 1.054),
+    "IRNeXt": Deblurring(33.16, 0.962, 114.79, 13.21, 0.255),
 }

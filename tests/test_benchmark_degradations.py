@@ -17,7 +17,10 @@ def test_the_table_names_every_task_and_the_sheet_shows_it(tmp_path, monkeypatch
     folder.mkdir()
     Image.fromarray(picture).save(folder / "noise.png")
     sheet = tmp_path / "sheet.png"
-    degradations.main(degradations.Options(folder, seeds=1, runs=1, sheet=sheet))
+    assert (
+        degradations.main(["--pictures", str(folder), "--seeds", "1", "--runs", "1", "--sheet", str(sheet)])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert all(task in printed for task in DEGRADATIONS)
     rows = np.asarray(Image.open(sheet)).reshape(6, 300, 450, 3)

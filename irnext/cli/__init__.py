@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 
 from .. import __version__, info
+from .benchmark import named_benchmark, show_benchmarks
 from .common import INTERRUPTED, REFUSED, Output, check_backend, complain
 from .data import check, decode_cache
 from .evaluation import evaluate_task
@@ -46,6 +47,8 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
 
     Raises ValueError for arguments that are no command, with what tyro has to say about them.
     """
+    if (measurement := named_benchmark(arguments)) is not None:
+        return measurement
     commands = {
         "demo": demo,
         "restore": restore,
@@ -56,6 +59,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
         "export": export,
         "info": information,
         "complexity": complexities,
+        "benchmark": show_benchmarks,
     }
     if arguments[:1] == ["train"]:
         arguments = ["train", *from_published(arguments[1:])]
