@@ -28,20 +28,28 @@ class PublishedNames(nn.Module):
 
     def official_state_dict(self) -> dict[str, Tensor]:
         """The weights under their published names, in the published order; no copies."""
-        return {self.official_name(key): value for key, value in self.state_dict().items()}
+        owners = self._owners()
+        return {_official_name(key, owners): value for key, value in self.state_dict().items()}
 
     def official_name(self, key: str) -> str:
         """The published name of one entry of `state_dict()`."""
-        owners = [
-            (path, module)
-            for path, module in self.named_modules()
-            if isinstance(module, PublishedNames) and (path == "" or key.startswith(path + "."))
-        ]
-        for path, module in reversed(owners):  # innermost first: outer names are still ours then
-            start = len(path) + 1 if path else 0
-            name = key[start:]
-            for published, ours in module.published_names:
-                if name.startswith(ours):
-                    key = key[:start] + published + name[len(ours) :]
-                    break
-        return key
+        return _official_name(key, self._owners())
+
+    def _owners(self) -> list[tuple[str, PublishedNames]]:
+        """The paths of modules with names to tell, innermost first: outer names are still ours then."""
+        named = self.named_modules()
+        owners = [(path, m) for path, m in named if isinstance(m, PublishedNames) and m.published_names]
+        return owners[::-1]
+
+
+def _official_name(key: str, owners: list[tuple[str, PublishedNames]]) -> str:
+    for path, module in owners:
+        if path and not key.startswith(path + "."):
+            continue
+        start = len(path) + 1 if path else 0
+        name = key[start:]
+        for published, ours in module.published_names:
+            if name.startswith(ours):
+                key = key[:start] + published + name[len(ours) :]
+                break
+    return key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..architecture import Architecture, RestorationModel
 from ..model import IRNeXt
-from . import irnext, mimo_unet, mprnet, restormer
+from . import grl, irnext, mimo_unet, mprnet, restormer
 
 # Of IRNeXt blocks per task from the paper (section 4.1); the local low-pass filter from published
 # motion-deblurring code, the global one from published dehazing code.
@@ -29,13 +29,14 @@ _MODELS: dict[str, tuple[type[RestorationModel], dict]] = {
         mprnet.MPRNet,
         {"n_feat": 80, "scale_unetfeats": 48, "scale_orsnetfeats": 32},
     ),
+    **{name: (grl.GRL, settings) for name, settings in grl.PRESETS.items()},
     "restormer": (restormer.Restormer, {}),
     "mimo-unet": (mimo_unet.MIMOUNet, {}),
     "mimo-unet-plus": (mimo_unet.MIMOUNet, {"num_res": 20}),
 }
 
 ARCHITECTURES: tuple[Architecture, ...] = tuple(
-    module.ARCHITECTURE for module in (irnext, mprnet, restormer, mimo_unet)
+    module.ARCHITECTURE for module in (irnext, mprnet, grl, restormer, mimo_unet)
 )
 
 
