@@ -500,6 +500,56 @@ def test_a_whole_model(backend):
             assert error < tolerance
 
 
+# Networks that IRNeXt is compared with; GRL's heads have 6 channels here, which fused attention pads.
+COMPARED = {
+    "mprnet-deblurring": {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1},
+    "restormer": {"dim": 8, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1, "heads": (1, 2, 2, 4)},
+    "mimo-unet": {"num_res": 1, "width": 16},
+    "grl-tiny": {
+        "embed_dim": 24,
+        "depths": (4,),
+        "num_heads_window": (2,),
+        "num_heads_stripe": (2,),
+        "window_size": 8,
+        "stripe_size": (8, 16),
+    },
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", COMPARED)
+def test_the_compared_networks(name, layout):
+    """Results and gradients on the device against float64 on the CPU."""
+    torch.manual_seed(0)
+    model = irnext.create_model(name, **COMPARED[name])
+    exact, model = copy.deepcopy(model).double(), model.to(DEVICE)
+    picture = torch.rand(2, 3, 64, 48)
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = picture.to(DEVICE, memory_format=memory_format)
+
+    def outputs(network, pictures) -> list[Tensor]:
+        found = network(pictures)
+        return [found] if isinstance(found, Tensor) else found
+
+    def backward(results: list[Tensor]) -> None:
+        sum(y.square().mean() for y in results).backward()
+
+    wanted = outputs(exact, picture.double())
+    backward(wanted)
+    expected = wanted[model.result_index]
+    change = (expected - picture).abs().max()
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            results = outputs(model, x)
+        found = results[model.result_index]
+        assert (found.cpu().double() - expected).abs().max() < tolerance * change
+        if dtype == torch.float32:
+            backward(results)
+            for (key, a), b in zip(model.named_parameters(), exact.parameters(), strict=True):
+                error = (a.grad.cpu().double() - b.grad).norm()
+                assert error <= 1e-3 * b.grad.norm() + 1e-7, key
+
+
 # ---- what only a device has ----------------------------------------------------------------------
 
 
