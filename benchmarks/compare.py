@@ -52,11 +52,11 @@ FOUND = re.compile(
 )
 # Options that say what is measured and for how long; each row tells for itself.
 PROCEDURE = (
-    *("json", "name", "suite", "threads", "rounds", "sample_seconds", "seconds", "longest"),
+    *("json", "name", "figure", "suite", "threads", "rounds", "sample_seconds", "seconds", "longest"),
     *("accuracy", "layers", "compile", "compiled", "reference", "memory"),
 )
 MACHINE = ("processor", "cores", "threads", "instructions", "torch", "python")
-GPU = ("name", "cuda", "driver_version")
+GPU = ("name", "cuda", "triton")
 OURS = re.compile("^irnext(?!.*published)")  # a variant whose times are to be judged
 TOOLS = ("compiler", "valgrind")  # that counts of instructions depend on
 
@@ -100,7 +100,7 @@ class Report:
 
     Attributes:
         judged: how many figures were compared.
-        unjudged: how many times have no spread, or belong to different machines.
+        unjudged: how many times have no spread, belong to different machines, or are in one run only.
         warnings: what makes the comparison less certain.
     """
 
@@ -293,8 +293,11 @@ class Comparison:
         if baseline is not None and own_name(new)[1] == baseline:
             self.note_drift(old, new)
             return
-        if None not in (old.get("milliseconds"), new.get("milliseconds")):
+        times = old.get("milliseconds"), new.get("milliseconds")
+        if None not in times:
             self.judge_time(key, old, new, baseline)
+        elif times != (None, None):  # one of the runs was stopped before it
+            self.report.unjudged += 1
         self.judge_exact(key, old, new)
 
     def judge_state(self, key: Key, old: Row, new: Row) -> bool:
@@ -379,8 +382,9 @@ def differences(old: Record, new: Record) -> dict[str, tuple[Any, Any]]:
 
     def facts(record: Record) -> Iterator[tuple[str, Any]]:
         yield from ((name, record.machine.get(name)) for name in MACHINE)
-        gpu = record.machine.get("gpu") if record.on_gpu else {}
+        gpu = record.machine["gpu"] if record.on_gpu else {}
         yield from ((f"GPU {name}", gpu.get(name)) for name in GPU)
+        yield "GPU driver", (gpu.get("state") or {}).get("driver_version")
 
     before, after = dict(facts(old)), dict(facts(new))
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

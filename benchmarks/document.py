@@ -278,7 +278,7 @@ def gopro(record: Record) -> str:
             row["title"],
             f"{row['params'] / 1e6:.2f}",
             f"{row['macs'] / 1e9:.1f}",
-            number(row["milliseconds"], ",.0f"),
+            number(row["milliseconds"], ",.0f") + " (one call)" * row["single_call"],
             number(row["times_ours"], ".2f"),
             number(row["paper_times"], ".2f"),
             number(row["peak_bytes"] and row["peak_bytes"] / 2**20, ",.0f"),

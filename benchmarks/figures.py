@@ -7,13 +7,19 @@ text as text, and names its colours, so that a page can choose them for light an
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from irnext.files import atomic_file
+
 from .page import COLOURS, colours_css
+
+FORMATS = (".png", ".svg")  # of files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -254,3 +260,31 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         handles = [entries[name] for name in names]
         columns = len(names) if in_a_line else 4
         figure.legend(handles, names, loc="outside upper left", ncols=columns, columnspacing=1.4)
+
+
+def check(path: Path) -> None:
+    """Raise ValueError for a file of another kind than .png and .svg, or where matplotlib is missing."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: a figure is a file in {' or '.join(FORMATS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("matplotlib draws figures, and is not installed: pip install 'irnext[benchmark]'")
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError where no file can be written: in no folder, or in place of one."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder: name a file in it")
+
+
+def write(drawn: Figure, path: Path) -> None:
+    """Write a figure as its file's name says, whole or not at all; the same figure gives the same file."""
+    import matplotlib
+
+    kind = path.suffix.lower().removeprefix(".")
+    data = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "irnext", "svg.fonttype": "none"}):
+        drawn.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    with atomic_file(path) as file:
+        file.write(data.getvalue())

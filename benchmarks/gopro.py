@@ -9,7 +9,8 @@ Nothing is timed before its result is checked. At a small size every system is c
 with the published network, the others with themselves; that these compute what their papers say is for the
 tests to show. At the size timed, IRNeXt is compared with the published network in float32, and the others
 must be finite. What is timed takes turns; times are medians, and a spread is half the interquartile range.
-A system that takes too long for turns is timed by one call, the second, and has no spread. Peak memory is
+A system that takes too long for turns is timed by one call, the second, with one of ours right after it, and
+has no spread. Peak memory is
 what a call holds at most, results included, weights not.
 
 PSNR and SSIM are the published ones: weights here are random, which changes neither time nor memory.
@@ -21,10 +22,10 @@ import contextlib
 import dataclasses
 import functools
 import json
-import re
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,16 +35,15 @@ from torch import Tensor
 
 from irnext import complexity, paper
 from irnext.files import atomic_file
-from irnext.memory import available_memory
 from irnext.restoration.inference import continued_side, sizes
 
-from . import accuracy, device, gopro_figure, harness, provenance, systems
+from . import accuracy, device, figures, harness, provenance, systems
 from .gopro_figure import figure
-from .gopro_table import IN_PAPER, NOTES, TITLES, markdown, quality, show, title_of
+from .gopro_table import IN_PAPER, NOTES, markdown, quality, show, title_of
 from .harness import Timing, Variant
 from .model import parse_size
 from .networks import computing_in
-from .systems import COMPILED, OTHERS, OURS, PUBLISHED, VARIANTS, System
+from .systems import COMPILED, OTHERS, OURS, PUBLISHED, TITLES, VARIANTS, System
 
 WRITTEN = ("results", "markdown", "figure")  # options that say where, and nothing about the figures
 SMALL = 64  # the side of the picture that results are compared with float64 on
@@ -84,10 +84,11 @@ class Options:
     the first of --dtypes"""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.longest <= 0 or (self.threads is not None and self.threads < 1):
+        too_few = self.rounds < 1 or (self.threads is not None and self.threads < 1)
+        if too_few or not 0 < self.longest < math.inf:
             raise ValueError(
                 f"rounds is {self.rounds}, longest {self.longest}, threads {self.threads}: "
-                "rounds and threads must be at least 1, and longest above 0"
+                "rounds and threads must be at least 1, and longest above 0 and finite"
             )
         for text in self.size or ():
             parse_size(text)
@@ -100,24 +101,25 @@ class Options:
             raise ValueError("tf32 is of CUDA devices: choose --device cuda, or float32")
         device.check(self.device)
         for path in (self.markdown, self.figure):
-            if path is not None and not path.parent.is_dir():
-                raise ValueError(f"{path}: there is no folder {path.parent}")
+            if path is not None:
+                figures.check_place(path)
         if self.figure is not None:
-            gopro_figure.check(self.figure)
+            figures.check(self.figure)
 
     @property
     def names(self) -> list[str]:
-        """The systems to run, in order: the published one sets how exact the others must be."""
+        """The systems to run, in order, each once: the published one sets how exact the others must be."""
         default = OTHERS if self.device == "cuda" else REDUCED
         others = default if self.systems is None else self.systems
-        return [PUBLISHED, *[COMPILED] * self.compiled, OURS, *others]
+        return [PUBLISHED, *[COMPILED] * self.compiled, OURS, *dict.fromkeys(others)]
 
     @property
     def cases(self) -> list[Case]:
-        """The comparisons to make, in order."""
+        """The comparisons to make, in order, each once."""
         default = ("1280x720", "256x256") if self.device == "cuda" else ("256x256",)
-        pictures = [parse_size(text) for text in self.size or default]
-        return [Case(picture, precision) for picture in pictures for precision in self.dtypes]
+        pictures = dict.fromkeys(parse_size(text) for text in self.size or default)
+        precisions = dict.fromkeys(self.dtypes)
+        return [Case(picture, precision) for picture in pictures for precision in precisions]
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ class Found:
         first_call_seconds: of the call that prepares or compiles.
         peak_bytes: the most that a call holds at once.
         single_call: whether the time is that of one call, the second: it was too long for turns.
+        times_ours: how many times as long it then was as a call of ours right after it.
     """
 
     timing: Timing
@@ -215,33 +218,7 @@ class Found:
     first_call_seconds: float | None = None
     peak_bytes: int | None = None
     single_call: bool = False
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU's allocator, had too little memory."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-
-
-@contextlib.contextmanager
-def bounded_memory() -> Iterator[None]:
-    """A context in which this process fails to allocate more than is free, on Linux.
-
-    Otherwise the system ends it, or another program, when memory runs out.
-    """
-    status, free = Path("/proc/self/status"), available_memory(torch.device("cpu"))
-    if free is None or not status.exists():
-        yield
-        return
-    import resource
-
-    used = 1024 * int(re.search(r"VmData:\s+(\d+)", status.read_text())[1])
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    most = min(limit for limit in (used + free, *before) if limit != resource.RLIM_INFINITY)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+    times_ours: float | None = None
 
 
 def timed(call: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, Tensor]:
@@ -273,7 +250,7 @@ def published_result(case: Case, on: torch.device) -> Tensor | None:
             system = systems.make_system(PUBLISHED, "float32", on, systems.GOPRO)
             return system.call(make_picture(case.picture, (system.multiple, system.minimum), on))
     except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if harness.is_out_of_memory(error):
             return None
         raise
 
@@ -312,6 +289,7 @@ class Comparison:
         self.on = torch.device(options.device)
         self.found = {name: Found(Timing(None, None, {}, None, why)) for name, why in wrong.items()}
         self.runs: dict[str, Callable[[], Tensor]] = {}
+        self.timer = device.call_timer if self.on.type == "cuda" else harness.call_timer
 
     def run(self, changed: Callable[[], None]) -> None:
         """Make the comparison; `changed` is called whenever there is something new."""
@@ -333,7 +311,7 @@ class Comparison:
             system = systems.make_system(name, self.case.precision, self.on, systems.GOPRO)
             return self.first_calls(name, system, expected)
         except Exception as error:
-            if is_out_of_memory(error):
+            if harness.is_out_of_memory(error):
                 return Found(Timing(None, None, {}, None, failure="out of memory"))
             if name != COMPILED:
                 raise
@@ -352,6 +330,8 @@ class Comparison:
         seconds, found.peak_bytes = second_call(system, x)
         if seconds > self.options.longest:
             found.single_call = True
+            if OURS in self.runs:
+                found.times_ours = seconds / self.timer(self.runs[OURS])()
             found.timing = dataclasses.replace(timing, milliseconds=1e3 * seconds)
         else:
             self.runs[name] = functools.partial(system.call, x)
@@ -359,14 +339,13 @@ class Comparison:
 
     def take_turns(self) -> None:
         """Time what is not too long, in turns. What lacks the memory beside the others is left out."""
-        timer = device.call_timer if self.on.type == "cuda" else harness.call_timer
         while self.runs:
             variants = {name: Variant(run) for name, run in self.runs.items()}
             begun = {name: self.found[name].timing for name in variants}
             try:
-                timings = harness.time_right(variants, begun, self.options.rounds, timer)
+                timings = harness.time_right(variants, begun, self.options.rounds, self.timer)
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
+                if not harness.is_out_of_memory(error):
                     raise
                 largest = max(self.runs, key=lambda name: self.found[name].peak_bytes)
                 failed = dataclasses.replace(begun[largest], failure="out of memory beside the others")
@@ -379,7 +358,9 @@ class Comparison:
 
 
 def times(found: dict[str, Found], name: str, other: str) -> float | None:
-    """How many times as long as `other` a system takes: round by round, or of one call each."""
+    """How many times as long as `other` a system takes: round by round, or of one call."""
+    if other == OURS and found[name].times_ours is not None:
+        return found[name].times_ours
     one, two = (found[each].timing if each in found else None for each in (name, other))
     if one is None or two is None or one.milliseconds is None or two.milliseconds is None:
         return None
@@ -480,7 +461,7 @@ class Record:
 def run(options: Options) -> int:
     """Run the benchmark; 1 if any system computes something wrong."""
     console = harness.make_console()
-    bounded = contextlib.nullcontext() if options.device == "cuda" else bounded_memory()
+    bounded = contextlib.nullcontext() if options.device == "cuda" else harness.bounded_memory()
     with device.measuring(options.device, options.threads, console) as here, bounded:
         on = torch.device(options.device)
         checked = check(options.names, options.dtypes, on)
@@ -497,7 +478,7 @@ def run(options: Options) -> int:
         with atomic_file(options.markdown) as file:
             file.write(markdown(record.results, here, record.command()).encode())
     if options.figure:
-        gopro_figure.write(figure(record.results, here), options.figure)
+        figures.write(figure(record.results, here), options.figure)
     return int(record.has_wrong())
 
 

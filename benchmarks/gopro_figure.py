@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irnext import paper
-from irnext.files import atomic_file
 
 from .systems import OURS, VARIANTS
 
@@ -19,7 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-FORMATS = (".png", ".svg")
 DOTS_PER_INCH = 160
 BY = "\N{MULTIPLICATION SIGN}"
 INK, FAINT = "#222222", "#d5d8dc"
@@ -42,14 +37,6 @@ class Point:
     psnr: float
     colour: str
     printed: bool = False
-
-
-def check(path: Path) -> None:
-    """Raise ValueError for a file of another kind than .png and .svg, or where matplotlib is missing."""
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: a figure is a file in {' or '.join(FORMATS)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("matplotlib draws figures, and is not installed: pip install 'irnext[benchmark]'")
 
 
 def figure(
@@ -223,15 +210,3 @@ def overlap(one: Box, other: Box) -> bool:
 def contains(outer: Box, inner: Box) -> bool:
     """Whether a box lies in another one."""
     return outer[0] <= inner[0] and outer[1] <= inner[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
-
-
-def write(drawn: Figure, path: Path) -> None:
-    """Write a figure as its file's name says, whole or not at all; the same figure gives the same file."""
-    import matplotlib
-
-    kind = path.suffix.lower().removeprefix(".")
-    data = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "irnext", "svg.fonttype": "none"}):
-        drawn.savefig(data, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    with atomic_file(path) as file:
-        file.write(data.getvalue())

@@ -10,20 +10,8 @@ from rich.console import Console
 from irnext import paper
 
 from . import harness
-from .systems import COMPILED, OURS, PUBLISHED, VARIANTS
+from .systems import TITLES, VARIANTS
 
-TITLES = {
-    PUBLISHED: "IRNeXt, published",
-    COMPILED: "IRNeXt, compiled",
-    OURS: "IRNeXt, ours",
-    "mprnet-deblurring": "MPRNet",
-    "restormer": "Restormer",
-    "mimo-unet": "MIMO-UNet",
-    "mimo-unet-plus": "MIMO-UNet+",
-    "grl-tiny": "GRL-T",
-    "grl-small": "GRL-S",
-    "grl-base": "GRL-B",
-}
 IN_PAPER = dict.fromkeys(VARIANTS, "IRNeXt") | {"mprnet-deblurring": "MPRNet", "restormer": "Restormer"}
 # PSNR in dB and SSIM on GoPro of what Table 6 does not list, and where they were published.
 ELSEWHERE = {
@@ -48,8 +36,8 @@ def title_of(picture: Sequence[int], precision: str) -> str:
 
 NOTES = (
     "Times are medians of calls that took turns, the spread half the interquartile range; where it says one "
-    "call, a system took too long for turns. x: how many times as long as ours, and as the published IRNeXt. "
-    "The paper's x: Table 6's seconds over IRNeXt's 0.255 s, on a V100.",
+    "call, a system took too long for turns and was followed by one call of ours. x: how many times as long "
+    "as ours, and as the published IRNeXt. The paper's x: Table 6's seconds over IRNeXt's 0.255 s, on a V100.",
     "MACs are multiply-accumulates for 256 x 256 pixels, of convolutions and matrix products, all counted by "
     "`irnext.complexity`. The paper's counter takes transposed convolutions at their output's resolution and "
     "leaves attention's products out.",
@@ -72,7 +60,7 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
             "ms": number(row["milliseconds"], ".1f") or ("wrong" if row["wrong"] else "none"),
             "spread": "one call"
             if row["single_call"]
-            else number(row["spread"] and row["spread"] / 2, ".1%"),
+            else number(row["spread"] / 2 if row["spread"] else None, ".1%"),  # one round has none
             "x ours": number(row["times_ours"], ".2f"),
             "x published": number(row["times_published"], ".2f"),
             "paper's x": number(row["paper_times"], ".2f"),

@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from .provenance import NO_RESULTS
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 SITE = ROOT / "build/site"  # the package as an installation has it
@@ -110,7 +112,7 @@ TINY = {
     },
     "gopro": {
         "size": ("64x64",),
-        "systems": ("mimo-unet", "grl-tiny"),
+        "systems": ("mimo-unet",),
         "rounds": 1,
     },
     "training_step": {
@@ -291,13 +293,13 @@ def device_steps(results: Path) -> list[Step]:
     for name, selection in SHARDS.items():
         command = pytest_command("-m", "gpu", "-k", selection, *marked_tests())
         steps.append(Step(f"tests ({name})", command, 240, environment, together="tests"))
+    for module, limit in (("lam", 150), ("model", 100), ("gopro", 120), ("training_step", 60)):
+        command = benchmark(module, MEASURED[module], results)
+        steps.append(Step(f"benchmark ({module})", command, limit, environment, may_be_cut=module != "lam"))
     for tool in ("memcheck", "racecheck"):
         command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *small]
         absent = None if sanitizer else "compute-sanitizer is not installed"
         steps.append(Step(tool, command, 90, watched, absent, refused="Device not supported"))
-    for module, limit in (("lam", 150), ("model", 100), ("gopro", 120), ("training_step", 60)):
-        command = benchmark(module, MEASURED[module], results)
-        steps.append(Step(f"benchmark ({module})", command, limit, environment, may_be_cut=module != "lam"))
     for module, options in COMPILED.items():
         command = benchmark(module, options, results)
         steps.append(Step(f"compiled ({module})", command, 180, environment, may_be_cut=True))
@@ -360,7 +362,7 @@ def describe_machine() -> dict[str, Any]:
     nvcc = printed("nvcc", "--version")
     has_device = torch.cuda.is_available()
     commit = printed("git", "rev-parse", "--short=12", "HEAD")
-    changed = printed("git", "status", "--porcelain", "--untracked-files=no")
+    changed = printed("git", "status", "--porcelain", "--untracked-files=no", "--", *NO_RESULTS)
     return {
         "device": torch.cuda.get_device_name() if has_device else None,
         "capability": ".".join(map(str, torch.cuda.get_device_capability())) if has_device else None,
@@ -404,6 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="rehearse without a device")
     parser.add_argument("--results", type=Path, help="folder of the results; a temporary one with --dry")
     parser.add_argument("--budget", type=float, help="seconds for all steps together")
+    parser.add_argument("--only", metavar="REGEX", help="only steps whose names this matches, and the build")
     options = parser.parse_args(arguments)
     if not options.dry and not torch.cuda.is_available():
         print("make gpu: PyTorch sees no CUDA device; 'make gpu-dry' rehearses without one", file=sys.stderr)
@@ -417,6 +420,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(folder, ignore_errors=True)
     LOGS.mkdir(parents=True)
     steps = dry_steps(results) if options.dry else device_steps(results)
+    if options.only:
+        steps = [step for step in steps if step.name == "build" or re.search(options.only, step.name)]
     budget = options.budget or (DRY_BUDGET if options.dry else BUDGET)
     outcomes = run_steps(steps, budget, LOGS)
     seconds = time.monotonic() - start

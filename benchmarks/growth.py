@@ -36,7 +36,7 @@ from irnext import bands, optimize
 from irnext.memory import available_memory, format_size, parse_size
 from irnext.restoration.inference import continued_side, sizes
 
-from . import accuracy, device, gopro_figure, harness, networks, systems
+from . import accuracy, device, figures, harness, networks, systems
 from .footprint import CannotCountError, Footprint
 from .growth_figure import BY_FIT, COUNTED, IN_BANDS, MEASURED, figure
 from .harness import Timing, Variant
@@ -85,10 +85,11 @@ class Options:
     """a .png or .svg file for the plot"""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.longest <= 0 or (self.threads is not None and self.threads < 1):
+        too_few = self.rounds < 1 or (self.threads is not None and self.threads < 1)
+        if too_few or not 0 < self.longest < math.inf:
             raise ValueError(
                 f"rounds is {self.rounds}, longest {self.longest}, threads {self.threads}: "
-                "rounds and threads must be at least 1, and longest above 0"
+                "rounds and threads must be at least 1, and longest above 0 and finite"
             )
         if not self.size or not self.systems:
             raise ValueError("size and systems must name at least one each")
@@ -102,9 +103,8 @@ class Options:
             raise ValueError("tf32 is of CUDA devices: choose --device cuda, or float32")
         device.check(self.device)
         if self.figure is not None:
-            gopro_figure.check(self.figure)
-            if not self.figure.parent.is_dir():
-                raise ValueError(f"{self.figure}: there is no folder {self.figure.parent}")
+            figures.check(self.figure)
+            figures.check_place(self.figure)
 
     @property
     def settings(self) -> Settings:
@@ -281,12 +281,13 @@ class Growth:
             del result
             if point.wrong is None:
                 self.time_calls(point, x, seconds)
-        except torch.OutOfMemoryError:
-            point.missing = "out of memory"
-        except Exception as error:  # compilers have errors of their own
-            if self.name != COMPILED:
+        except Exception as error:
+            if harness.is_out_of_memory(error):
+                point.missing = "out of memory"
+            elif self.name == COMPILED:  # compilers have errors of their own
+                point.missing = harness.first_line(error)
+            else:
                 raise
-            point.missing = harness.first_line(error)
 
     def first_call(self, x: Tensor) -> tuple[int, float, Tensor]:
         """The peak, the seconds and the result of the first call at a size."""
@@ -500,7 +501,7 @@ class Record:
         options = self.options
         if options.figure is not None:
             drawn = figure(self.rows, self.largest, parse_size(options.memory))
-            gopro_figure.write(drawn, options.figure)
+            figures.write(drawn, options.figure)
         return options.figure
 
     def show(self, console: Console) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .figures import LIGHT, drawing
-from .gopro_table import TITLES
 from .laws import fit_power
-from .systems import COMPILED, OURS, PUBLISHED
+from .systems import COMPILED, OURS, PUBLISHED, TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import gc
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,9 @@ from torch import Tensor
 
 import irnext
 from irnext.info import processor
+from irnext.memory import available_memory
+
+from .provenance import NO_RESULTS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler prints when it starts and stops
@@ -280,6 +284,33 @@ def peak_memory(build: Callable[..., Callable], *arguments) -> int:
         return pool.submit(_peak_in_this_process, torch.get_num_threads(), build, arguments).result()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU's allocator, had too little memory."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """A context in which this process fails to allocate more than is free, on Linux.
+
+    Otherwise the system ends it, or another program, when memory runs out.
+    """
+    status, free = Path("/proc/self/status"), available_memory(torch.device("cpu"))
+    if free is None or not status.exists():
+        yield
+        return
+    import resource  # not everywhere
+
+    used = 1024 * int(re.search(r"VmData:\s+(\d+)", status.read_text())[1])
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = min(limit for limit in (used + free, *before) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
 def allocated_peak(run: Callable[[], Any], warm: bool = True) -> int:
     """The most memory a call holds at once, in bytes of CPU tensors.
 
@@ -327,14 +358,18 @@ def saved_bytes(forward: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> i
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
+    """The commit of this checkout, with "+" where files differ from it; None outside a checkout.
+
+    Results do not count: otherwise all that are written one after another, but the first, would differ.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(RESULTS.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        changed = git("status", "--porcelain", "--", *NO_RESULTS)
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

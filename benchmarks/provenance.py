@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = 6  # changed files that are named
+NO_RESULTS = (":/", ":(top,exclude)benchmarks/results")  # everything else in a repository, as paths for git
 
 OPERATORS = {
     "cpu": ("csrc/cpu", "csrc/binding", "csrc/include", ":(exclude)csrc/include/irnext/cuda", "irnext/ops"),
@@ -53,8 +54,8 @@ class Benchmark:
 BENCHMARKS = {
     "lam": Benchmark(ATTENTION),
     "model": Benchmark(OPTIMIZED),
-    "gopro": Benchmark(SYSTEMS),
-    "growth": Benchmark(SYSTEMS),
+    "gopro": Benchmark((*SYSTEMS, "irnext/complexity.py")),
+    "growth": Benchmark((*SYSTEMS, "irnext/bands.py", "benchmarks/footprint.py", "benchmarks/laws.py")),
     "training_step": Benchmark(TRAINING),
     "loss": Benchmark(TRAINING),
     "loader": Benchmark((*TRAINING, "irnext/data")),

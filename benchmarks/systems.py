@@ -29,6 +29,18 @@ OTHERS = (
     *("grl-base", "grl-small", "grl-tiny"),
 )
 SYSTEMS = (PUBLISHED, COMPILED, OURS, *OTHERS)
+TITLES = {
+    PUBLISHED: "IRNeXt, published",
+    COMPILED: "IRNeXt, compiled",
+    OURS: "IRNeXt, ours",
+    "mprnet-deblurring": "MPRNet",
+    "restormer": "Restormer",
+    "mimo-unet": "MIMO-UNet",
+    "mimo-unet-plus": "MIMO-UNet+",
+    "grl-tiny": "GRL-T",
+    "grl-small": "GRL-S",
+    "grl-base": "GRL-B",
+}
 GOPRO = Settings(blocks=14, width=32, low_pass="local")
 
 

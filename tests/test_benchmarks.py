@@ -315,6 +315,27 @@ def test_results_are_written_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_results_alone_are_no_change_of_the_code(tmp_path, monkeypatch):
+    """Otherwise of two results written in a row the second would have been measured with changes."""
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    results = tmp_path / "benchmarks/results"
+    (results / "machine").mkdir(parents=True)
+    (results / "machine/a.json").write_text("{}")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "m")
+    monkeypatch.setattr(harness, "RESULTS", results)
+    for name in ("a.json", "b.json"):  # written again, and new
+        (results / "machine" / name).write_text("{} ")
+    assert not harness._commit().endswith("+")
+    (tmp_path / "benchmarks/new.py").touch()
+    assert harness._commit().endswith("+")
+
+
 # ---- on a CUDA device, by way of stand-ins for the device ----------------------------------------
 
 

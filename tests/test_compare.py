@@ -152,6 +152,30 @@ def test_a_time_alone_is_judged_on_the_same_machine_only(run):
     assert code == 0 and report["findings"] == [] and report["unjudged"] == 1
 
 
+def test_another_driver_is_another_machine(run):
+    gpu = {"name": "A GPU", "cuda": "13.0", "triton": "3.9.0"}
+    old, new = (
+        make_record(
+            make_rows({OURS: time}),
+            machine=MACHINE | {"gpu": gpu | {"state": {"driver_version": driver}}},
+        )
+        for time, driver in ((40.0, "570.1"), (60.0, "580.2"))
+    )
+    code, report, said = run(old, new)
+    assert code == 0 and report["findings"] == [] and report["unjudged"] == 1
+    assert "different machines (GPU driver 570.1 and 580.2)" in said
+    assert run(old, make_record(make_rows({OURS: 60.0}), machine=old["machine"]))[0] == 1
+
+
+def test_a_time_that_one_run_lacks_is_not_judged(run):
+    """It was stopped before; nothing is wrong with it."""
+    stopped = change(RECORD, milliseconds=None, spread=None, ratios={})
+    for old, new in ((RECORD, stopped), (stopped, RECORD)):
+        code, report, _ = run(old, new)
+        assert code == 0 and report["findings"] == [] and report["unjudged"] == 1
+    assert run(stopped, stopped)[1]["unjudged"] == 0
+
+
 def test_a_time_of_one_round_is_not_judged(run):
     code, report, _ = run(change(RECORD, None, spread=0.0), change(slower(2.0), None, spread=0.0))
     assert code == 0 and report["findings"] == [] and report["unjudged"] == 2
@@ -282,6 +306,8 @@ def test_runs_with_other_settings_are_not_compared(run):
     assert run(old, new)[0] == 0
     del new["options"]["size"]  # an option that came later
     assert run(old, new)[0] == 0
+    drawn = [RECORD | {"options": {"figure": name}} for name in ("a.png", "b.png")]
+    assert run(*drawn)[0] == 0  # where a plot went says nothing
 
 
 # ---- files ---------------------------------------------------------------------------------------

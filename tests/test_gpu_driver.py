@@ -88,12 +88,11 @@ def test_the_steps_on_a_device(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "find_sanitizer", lambda: "/opt/compute-sanitizer")
     steps = {step.name: step for step in gpu.device_steps(tmp_path)}
     assert steps["racecheck"].command[:3] == ["/opt/compute-sanitizer", "--tool", "racecheck"]
-    may_be_cut = [
-        *("benchmark (model)", "benchmark (gopro)", "benchmark (training_step)"),
-        *("compiled (model)", "compiled (training_step)", "compiled (gopro)"),
-    ]
-    assert list(steps)[-7:] == ["benchmark (lam)", *may_be_cut]
-    for name in list(steps)[-7:]:
+    may_be_cut = ["benchmark (model)", "benchmark (gopro)", "benchmark (training_step)"]
+    compiled = ["compiled (model)", "compiled (training_step)", "compiled (gopro)"]
+    assert list(steps)[-9:] == ["benchmark (lam)", *may_be_cut, "memcheck", "racecheck", *compiled]
+    may_be_cut += compiled
+    for name in ("benchmark (lam)", *may_be_cut):
         assert "'device': 'cuda'" in " ".join(map(str, steps[name].command))
     assert [name for name, step in steps.items() if step.may_be_cut] == may_be_cut
 

@@ -427,6 +427,8 @@ def test_results_on_a_cpu_do_not_age_with_the_kernels_of_gpus():
     assert "csrc/cpu" in cpu and "kernels" not in cpu and "csrc/cuda" not in cpu
     assert {"csrc/cuda", "kernels"} <= set(gpu) and "csrc/cpu" not in gpu
     assert provenance.code_of("unheard-of", False) is None
+    assert "irnext/complexity.py" in provenance.code_of("gopro", False)  # which counts its operations
+    assert "irnext/bands.py" in provenance.code_of("growth", False)
     for benchmark in provenance.BENCHMARKS:
         for path in (*provenance.code_of(benchmark, False), *provenance.code_of(benchmark, True)):
             assert (ROOT / path.removeprefix(":(exclude)")).exists(), f"{benchmark}: {path}"
@@ -534,6 +536,10 @@ def test_figures_of_the_comparison(synthetic):
     rows = {row[0]: row for row in markdown_tables(text)}
     assert rows["IRNeXt, ours"][3:5] == ["100", "1.00"] and rows[HOSTILE][3:5] == ["725", "7.25"]
     assert rows["GRL-B"][3:5] == ["", ""]
+    long = gopro_row("mprnet-deblurring", "MPRNet", 90.0, single_call=True, spread=None)
+    record = dataclasses.replace(synthetic[0], data=synthetic[0].data | {"results": [*GOPRO, long]})
+    rows = {row[0]: row for row in markdown_tables(document.gopro(record))}
+    assert rows["MPRNet"][3] == "9,000 (one call)"  # it took no turns
 
 
 def test_a_document_is_checked_and_written(tmp_path, committed, capsys):
