@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,11 +32,16 @@ class RestorationModel(PublishedNames):
 
     settings: dict[str, Any]
     size_multiple: ClassVar[int] = 1
-    minimum_size: ClassVar[int] = 1
+    minimum_size: int = 1
     scale: int = 1
     result_index: ClassVar[int] = -1
     half_types: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
     tiling: ClassVar[str] = ""
+
+    @classmethod
+    def least_side(cls, **settings) -> int:
+        """`minimum_size` of a model made with these settings."""
+        return cls.minimum_size
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 3:
@@ -45,6 +51,21 @@ class RestorationModel(PublishedNames):
                 f"x is {tuple(x.shape)}: H and W must be multiples of {self.size_multiple} and at least "
                 f"{self.minimum_size} (irnext.restore pads pictures of any size)"
             )
+
+
+def check_settings(settings: Mapping[str, Any], build: Callable[..., nn.Module], name: str) -> None:
+    """Raise ValueError for settings that `build`, called `name`, does not take, or of another type.
+
+    The types are those of the defaults; lists go for tuples, and whole numbers for floats.
+    """
+    allowed = inspect.signature(build).parameters
+    if unknown := [setting for setting in settings if setting not in allowed]:
+        raise ValueError(f"unknown settings {', '.join(unknown)}: {name} has {', '.join(allowed)}")
+    for setting, value in settings.items():
+        wanted = type(allowed[setting].default)
+        fitting = {tuple: (tuple, list), float: (float, int)}.get(wanted, wanted)
+        if not isinstance(value, fitting) or isinstance(value, bool) != (wanted is bool):
+            raise ValueError(f"the setting {setting} is {value!r}: it must be of type {wanted.__name__}")
 
 
 def unchanged(value: Any) -> Any:
@@ -63,9 +84,9 @@ class Architecture:
     Attributes:
         name: as files of ours name it.
         build: makes the model from its settings.
-        landmarks: entries, by our names, that the model has with any settings.
-        settings: gives all settings from the shapes of the entries, by our names, and the settings already
-            known, which go first; raises ValueError where the two cannot go together.
+        landmarks: entries, by our names, that the model has with any settings; * is any part of a name.
+        settings: gives all settings from the shapes of a file's entries, by our names, and the settings
+            already known, which go first; raises ValueError where the two cannot go together.
         our_name: our name of a published entry, or of ours.
         tidy: a state dict by its file's names with all entries of the model and no others, where published
             files have too many or too few.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -52,6 +53,56 @@ def _is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
     return is_untouched(module, cls) and not (module._backward_hooks or module._backward_pre_hooks)
 
 
+def is_plain_prediction(project: nn.Module, norm: nn.Module) -> bool:
+    """Whether the two modules that predict a filter are the published ones, so that `attend` may stand in."""
+    return (
+        _is_plain(project, nn.Conv2d)
+        and project.bias is None
+        and _is_plain(norm, nn.BatchNorm2d)
+        and norm.weight is not None
+        and norm.track_running_stats
+        and norm.running_mean is not None
+        and not torch.nn.modules.module._has_any_global_hook()
+        and not (norm.training and norm.running_mean.element_size() < 4)
+    )
+
+
+def attend(
+    z: Tensor,
+    project: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    gains: tuple[Tensor, Tensor, Tensor],
+    kernel_size: tuple[int, int],
+    activation: str,
+    window: tuple[int, int] | None = None,
+) -> Tensor:
+    """A published attention (see `LocalAttention`) by one operator; statistics move as by `norm` itself.
+
+    Args:
+        z: (N, C, H, W).
+        project, norm: as `is_plain_prediction` asks for.
+        gains: l, s and h, C numbers each.
+        kernel_size: rows and columns of the filter.
+        activation, window: as in `LocalAttention`; no window for the mean of the plane.
+    """
+    wide = ops.accumulation_dtype(z.dtype)
+    parameters = (project.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    y, _, mean, var = ops.local_attention(
+        z,
+        *(p if p.dtype == wide else p.to(wide) for p in (*parameters, *gains)),
+        kernel_size,
+        norm.training,
+        norm.eps,
+        activation,
+        window,
+    )
+    if norm.training:
+        running = norm.running_mean, norm.running_var
+        batch = (statistic.to(norm.running_mean.dtype) for statistic in (mean, var))
+        ops.update_statistics(*running, norm.num_batches_tracked, *batch, len(z), norm.momentum)
+    return y
+
+
 class LocalAttention(PublishedNames):
     """Local attention with filter modulation (LAM, Fig. 3e): a filter predicted from the picture.
 
@@ -77,8 +128,9 @@ class LocalAttention(PublishedNames):
         activation: "tanh", "sigmoid", or "softmax" over the taps.
         window: (rows, columns) of the local mean in pixels, for "local"; by default
             (H * 120 // 256, W * 120 // 256) of each input.
+        dilation: distance between taps, in pixels; 1 in IRNeXt.
 
-    Shape: (N, C, H, W) to the same, H and W larger than K // 2.
+    Shape: (N, C, H, W) to the same, H and W larger than dilation * (K // 2).
     """
 
     published_names: ClassVar = (
@@ -97,6 +149,7 @@ class LocalAttention(PublishedNames):
         low_pass: str | None = "global",
         activation: str = "tanh",
         window: tuple[int, int] | None = None,
+        dilation: int = 1,
     ):
         super().__init__()
         check_option("low_pass", low_pass, (*LOW_PASS, None))
@@ -105,8 +158,11 @@ class LocalAttention(PublishedNames):
             raise ValueError(f"groups is {groups}: it must divide the {channels} channels")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}: it must be odd")
+        if dilation < 1:
+            raise ValueError(f"dilation is {dilation}: it must be at least 1")
         self.channels, self.groups, self.kernel_size = channels, groups, kernel_size
         self.low_pass, self.activation, self.window = low_pass, activation, window
+        self.dilation = dilation
         if low_pass in ("global", "local"):
             self.low_gain = nn.Parameter(torch.zeros(channels))  # l
             self.high_gain = nn.Parameter(torch.zeros(channels))  # h
@@ -131,43 +187,19 @@ class LocalAttention(PublishedNames):
         # The few numbers per plane stay in the parameters' precision, also under autocast.
         with ops.full_precision(z.device.type):
             kernel, bias = self.predict(ops.spatial_mean(z), z)
-        return ops.dynamic_conv2d(z, kernel, bias)
+        return ops.dynamic_conv2d(z, kernel, bias, self.dilation)
 
     def is_published(self) -> bool:
-        """Whether this is the published attention throughout: nothing replaced, hooked or taken out."""
-        norm = self.norm
-        return (
-            self.low_pass in ("global", "local")
-            and _is_plain(self.project, nn.Conv2d)
-            and self.project.bias is None
-            and _is_plain(norm, nn.BatchNorm2d)
-            and norm.weight is not None
-            and norm.track_running_stats
-            and norm.running_mean is not None
-            and not torch.nn.modules.module._has_any_global_hook()
-            and not (norm.training and norm.running_mean.element_size() < 4)
-        )
+        """Whether this is IRNeXt's published attention throughout: nothing replaced, hooked or taken out."""
+        plain = is_plain_prediction(self.project, self.norm)
+        return self.low_pass in ("global", "local") and self.dilation == 1 and plain
 
     def whole(self, z: Tensor) -> Tensor:
         """y by one operator, which predicts the filter and applies it."""
-        norm, wide = self.norm, ops.accumulation_dtype(z.dtype)
-        parameters = (self.project.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        gains = (self.low_gain, self.inner_gain, self.high_gain)
         window = self.window or local_window(*z.shape[2:]) if self.low_pass == "local" else None
-        y, _, mean, var = ops.local_attention(
-            z,
-            *(p if p.dtype == wide else p.to(wide) for p in (*parameters, *gains)),
-            (self.kernel_size, self.kernel_size),
-            norm.training,
-            norm.eps,
-            self.activation,
-            window,
-        )
-        if norm.training:
-            running = norm.running_mean, norm.running_var
-            batch = (statistic.to(norm.running_mean.dtype) for statistic in (mean, var))
-            ops.update_statistics(*running, norm.num_batches_tracked, *batch, len(z), norm.momentum)
-        return y
+        gains = (self.low_gain, self.inner_gain, self.high_gain)
+        kernel_size = (self.kernel_size, self.kernel_size)
+        return attend(z, self.project, self.norm, gains, kernel_size, self.activation, window)
 
     def logits(self, mean: Tensor) -> Tensor:
         """BN(W m): (N, G, K, K) from the plane means (N, C); Eq. 3 before its activation."""
@@ -196,7 +228,7 @@ class LocalAttention(PublishedNames):
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, "
-            f"low_pass={self.low_pass!r}, activation={self.activation!r}"
+            f"low_pass={self.low_pass!r}, activation={self.activation!r}, dilation={self.dilation}"
         )
 
 
@@ -222,6 +254,8 @@ class MultiScaleModule(PublishedNames):
         pooling: "average", "max" or "convolution".
         branch: "lam", "lam-no-fm" (no filter modulation) or "conv" (no attention).
         groups, kernel_size, low_pass, activation: as in `LocalAttention`.
+        attention: makes the module of a branch from its rate, in place of what `branch` and the arguments
+            of `LocalAttention` say.
 
     Shape: (N, C, H, W) to the same, H and W divisible by every rate.
     """
@@ -238,10 +272,18 @@ class MultiScaleModule(PublishedNames):
         activation: str = "tanh",
         branch: str = "lam",
         low_pass: str = "global",
+        attention: Callable[[int], nn.Module] | None = None,
     ):
         super().__init__()
         check_option("pooling", pooling, POOLINGS)
         check_option("branch", branch, BRANCHES)
+
+        def local_attention(rate: int) -> nn.Module:
+            if branch == "conv":
+                return nn.Identity()
+            modulation = low_pass if branch == "lam" else None
+            return LocalAttention(channels, groups, kernel_size, modulation, activation)
+
         self.pool_rates, self.pooling = tuple(pool_rates), pooling
         for rate, finer in zip(self.pool_rates, (*self.pool_rates[1:], 1), strict=True):
             if rate < 2 or rate & (rate - 1) or rate <= finer:
@@ -249,12 +291,7 @@ class MultiScaleModule(PublishedNames):
         if pooling != "average":  # average pools have no weights and share one read: ops.pool_pyramid
             self.pools = nn.ModuleList(make_pool(pooling, channels, rate) for rate in self.pool_rates)
         self.convs = nn.ModuleList(Conv(channels, channels, bias=False) for _ in self.pool_rates)
-        self.attentions = nn.ModuleList(
-            LocalAttention(channels, groups, kernel_size, low_pass if branch == "lam" else None, activation)
-            if branch != "conv"
-            else nn.Identity()
-            for _ in self.pool_rates
-        )
+        self.attentions = nn.ModuleList(map(attention or local_attention, self.pool_rates))
         self.merge = Conv(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ them are known to fit before the model is built.
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import json
 import os
@@ -21,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture, RestorationModel
+from .architecture import Architecture, RestorationModel, check_settings
 from .devices import check_device
 from .files import atomic_file
 from .models import ARCHITECTURES
@@ -49,9 +50,10 @@ def load(
 ) -> RestorationModel:
     """Read a checkpoint into a model in eval mode on `device`.
 
-    Reads safetensors, and pickles (.pkl, .pth, of any PyTorch version) through the loader that
+    Reads safetensors, and pickles (.pkl, .pth, .ckpt, of any PyTorch version) through the loader that
     unpickles tensors only: raw state dicts or those under 'model', 'state_dict' or 'params', with
-    or without `module.` prefixes, in the published names or ours. The random state is not touched.
+    or without `module.` or `model.` prefixes, in the published names or ours. The random state is
+    not touched.
 
     Settings come from the weights, the metadata that `save` writes, and the arguments; where these
     disagree a later one wins. What weights cannot tell, and what is then assumed:
@@ -66,6 +68,9 @@ def load(
       then divide the width, else 5, 7, ..., else 1: certain where the width is a power of two. With
       one of the two given, the other follows.
     - `activation`: "tanh".
+    - GRL's `window_size` and `stripe_size`: those published for networks with so many channels and such
+      a head, where a file has no tables for them.
+    - Restormer's `ffn_expansion_factor`: the shortest that gives the networks' channels.
 
     float16 and bfloat16 weights become float32; a file with float64 weights gives a float64 model.
 
@@ -76,13 +81,13 @@ def load(
     state, metadata = _read(Path(path))
     try:
         architecture = _recognise(state, metadata)
+        shapes = {architecture.our_name(name): tensor.shape for name, tensor in state.items()}
         state = architecture.tidy(state)
         names = _our_names(state, architecture)
         if low_pass is not None:
             settings["low_pass"] = low_pass
         known = {**_stored_settings(metadata), **settings}
         _check_settings(known, architecture)
-        shapes = {ours: state[name].shape for ours, name in names.items()}
         settings = architecture.settings(shapes, known)
         with torch.device("meta"):  # takes no memory, whatever the settings say
             expected = architecture.build(**settings)
@@ -311,25 +316,33 @@ def _recognise(state: dict[str, Tensor], metadata: dict[str, str]) -> Architectu
                 return architecture
         raise ValueError(f"the file is of architecture {named!r}; this version reads {known}")
     shares = {architecture: _landmarks_found(architecture, state) for architecture in ARCHITECTURES}
-    likeliest = max(shares, key=shares.get)
+    # Of two that fit alike, one has all that the other has, and more.
+    likeliest = max(shares, key=lambda each: (shares[each], len(each.landmarks)))
     if shares[likeliest] > 0.5:
         return likeliest
     if not shares[likeliest]:
         raise ValueError(
             f"the weights are of another model: {_some('unexpected', state)}; this version reads {known}"
         )
-    ours = {likeliest.our_name(name) for name in state}
-    lacking = [name for name in likeliest.landmarks if name not in ours]
     raise ValueError(
         f"the weights are of another model: {_some('unexpected', state)}; "
-        f"{_some('missing', lacking)} of what every {likeliest.name} has"
+        f"{_some('missing', _landmarks_lacking(likeliest, state))} of what every {likeliest.name} has"
     )
 
 
 def _landmarks_found(architecture: Architecture, state: dict[str, Tensor]) -> float:
     """The share of an architecture's landmarks that are among the entries."""
+    return 1 - len(_landmarks_lacking(architecture, state)) / len(architecture.landmarks)
+
+
+def _landmarks_lacking(architecture: Architecture, state: dict[str, Tensor]) -> list[str]:
+    """An architecture's landmarks that are not among the entries."""
     ours = {architecture.our_name(name) for name in state}
-    return len(ours.intersection(architecture.landmarks)) / len(architecture.landmarks)
+    return [
+        name
+        for name in architecture.landmarks
+        if name not in ours and not ("*" in name and fnmatch.filter(ours, name))
+    ]
 
 
 def _architecture_of(model: nn.Module) -> Architecture:
@@ -353,15 +366,10 @@ def _our_names(state: dict[str, Tensor], architecture: Architecture) -> dict[str
 
 def _check_settings(settings: dict[str, Any], architecture: Architecture) -> None:
     """Raise ValueError for settings that the model does not have, or of another type."""
-    allowed = inspect.signature(architecture.build).parameters
-    if unknown := [name for name in settings if name not in allowed]:
-        raise ValueError(
-            f"unknown settings {', '.join(unknown)}: {architecture.name} has {', '.join(allowed)}"
-        )
-    for name, value in settings.items():
-        wanted = type(allowed[name].default)
-        if not isinstance(value, (tuple, list) if wanted is tuple else wanted):
-            raise ValueError(f"the setting {name} is {value!r}: it must be of type {wanted.__name__}")
+    try:
+        check_settings(settings, architecture.build, architecture.name)
+    except ValueError as error:
+        raise ValueError(f"the weights are of {architecture.name}: {error}") from None
 
 
 def _check_entries(

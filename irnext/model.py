@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -23,26 +24,20 @@ from .blocks import (
 from .ops.recompute import gelu, recomputing
 
 
-class IRNeXt(RestorationModel):
-    """IRNeXt (Cui et al., ICML 2023) for restoring pictures.
+def check_channels(width: int, groups: int = 1) -> None:
+    """Raise ValueError for channels that `UNet` cannot have, or that cannot be grouped."""
+    if width < 2 or width % 2:
+        raise ValueError(f"width is {width}: it must be an even number of channels")
+    if groups < 1 or width % groups:
+        raise ValueError(f"groups is {groups}: it must divide the width {width}")
+
+
+class UNet(RestorationModel):
+    """The U-shaped network that IRNeXt and its successor ConvIR share, around their CNNBlocks.
 
     Args:
-        blocks: residual blocks per CNNBlock: 14 for GoPro, 16 for RSBlur, DPDD and deraining,
-            4 for dehazing and desnowing.
         width: channels at full resolution; 2 and 4 times as many at a half and a quarter.
-        groups: channel groups of the local attention.
-        kernel_size: side of its filter, odd.
-        pool_rates: rates of the multi-scale module, falling powers of two (Table 8).
-        pooling: "average", "max" or "convolution" (Table 9).
-        activation: "tanh", "sigmoid" or "softmax" (Table 10).
-        branch: "lam", "lam-no-fm" or "conv" (Table 7).
-        msm_per_block: residual blocks with a multi-scale module per CNNBlock, 0 to 2 (Tables 7, 11).
-        low_pass: "global" (published dehazing code), "local" (published motion-deblurring code) or
-            "exact" (Eq. 4-7); see `LocalAttention`.
-
-    `forward` takes (N, 3, H, W), usually in [0, 1], with H and W multiples of 32 and at least 64,
-    and returns [quarter, half, full]: restored pictures of (N, 3, H/4, W/4), (N, 3, H/2, W/2) and
-    (N, 3, H, W). It raises ValueError for other shapes; `irnext.restore` takes pictures of any size.
+        cnn_block: makes the CNNBlock of a stage from its channels.
     """
 
     published_names: ClassVar = (
@@ -68,58 +63,8 @@ class IRNeXt(RestorationModel):
     minimum_size = 64
     tiling = "plane means and instance normalisation see the tile"
 
-    def __init__(
-        self,
-        blocks: int = 4,
-        width: int = 32,
-        groups: int = 8,
-        kernel_size: int = 3,
-        pool_rates: tuple[int, ...] = (8, 4, 2),
-        pooling: str = "average",
-        activation: str = "tanh",
-        branch: str = "lam",
-        msm_per_block: int = 1,
-        low_pass: str = "global",
-    ):
+    def __init__(self, width: int, cnn_block: Callable[[int], CNNBlock]):
         super().__init__()
-        check_option("pooling", pooling, POOLINGS)
-        check_option("activation", activation, ACTIVATIONS)
-        check_option("branch", branch, BRANCHES)
-        check_option("msm_per_block", msm_per_block, (0, 1, 2))
-        check_option("low_pass", low_pass, LOW_PASS)
-        if blocks < max(1, msm_per_block):
-            raise ValueError(f"blocks is {blocks}: at least 1, and at least msm_per_block={msm_per_block}")
-        if width < 2 or width % 2:
-            raise ValueError(f"width is {width}: it must be an even number of channels")
-        if msm_per_block and branch != "conv" and (groups < 1 or width % groups):
-            raise ValueError(f"groups is {groups}: it must divide the width {width}")
-        self.settings = {
-            "blocks": blocks,
-            "width": width,
-            "groups": groups,
-            "kernel_size": kernel_size,
-            "pool_rates": tuple(pool_rates),
-            "pooling": pooling,
-            "activation": activation,
-            "branch": branch,
-            "msm_per_block": msm_per_block,
-            "low_pass": low_pass,
-        }
-
-        def cnn_block(channels: int) -> CNNBlock:
-            return CNNBlock(
-                channels,
-                blocks,
-                msm_per_block,
-                groups=groups,
-                kernel_size=kernel_size,
-                pool_rates=pool_rates,
-                pooling=pooling,
-                activation=activation,
-                branch=branch,
-                low_pass=low_pass,
-            )
-
         c1, c2, c3 = width, 2 * width, 4 * width
         # Modules stand in the published order, which optimisers' states rely on.
         self.encoder = nn.ModuleList(cnn_block(c) for c in (c1, c2, c3))
@@ -160,6 +105,79 @@ class IRNeXt(RestorationModel):
         restored_half = self.side_heads[1](z, residual=half)
         z = self.skips[1](torch.cat((gelu(self.ups[1](z)), skip1), 1))
         return [restored_quarter, restored_half, self.head(self.decoder[2](z), residual=x)]
+
+
+class IRNeXt(UNet):
+    """IRNeXt (Cui et al., ICML 2023) for restoring pictures.
+
+    Args:
+        blocks: residual blocks per CNNBlock: 14 for GoPro, 16 for RSBlur, DPDD and deraining,
+            4 for dehazing and desnowing.
+        width: channels at full resolution; 2 and 4 times as many at a half and a quarter.
+        groups: channel groups of the local attention.
+        kernel_size: side of its filter, odd.
+        pool_rates: rates of the multi-scale module, falling powers of two (Table 8).
+        pooling: "average", "max" or "convolution" (Table 9).
+        activation: "tanh", "sigmoid" or "softmax" (Table 10).
+        branch: "lam", "lam-no-fm" or "conv" (Table 7).
+        msm_per_block: residual blocks with a multi-scale module per CNNBlock, 0 to 2 (Tables 7, 11).
+        low_pass: "global" (published dehazing code), "local" (published motion-deblurring code) or
+            "exact" (Eq. 4-7); see `LocalAttention`.
+
+    `forward` takes (N, 3, H, W), usually in [0, 1], with H and W multiples of 32 and at least 64,
+    and returns [quarter, half, full]: restored pictures of (N, 3, H/4, W/4), (N, 3, H/2, W/2) and
+    (N, 3, H, W). It raises ValueError for other shapes; `irnext.restore` takes pictures of any size.
+    """
+
+    def __init__(
+        self,
+        blocks: int = 4,
+        width: int = 32,
+        groups: int = 8,
+        kernel_size: int = 3,
+        pool_rates: tuple[int, ...] = (8, 4, 2),
+        pooling: str = "average",
+        activation: str = "tanh",
+        branch: str = "lam",
+        msm_per_block: int = 1,
+        low_pass: str = "global",
+    ):
+        check_option("pooling", pooling, POOLINGS)
+        check_option("activation", activation, ACTIVATIONS)
+        check_option("branch", branch, BRANCHES)
+        check_option("msm_per_block", msm_per_block, (0, 1, 2))
+        check_option("low_pass", low_pass, LOW_PASS)
+        if blocks < max(1, msm_per_block):
+            raise ValueError(f"blocks is {blocks}: at least 1, and at least msm_per_block={msm_per_block}")
+        check_channels(width, groups if msm_per_block and branch != "conv" else 1)
+
+        def cnn_block(channels: int) -> CNNBlock:
+            return CNNBlock(
+                channels,
+                blocks,
+                msm_per_block,
+                groups=groups,
+                kernel_size=kernel_size,
+                pool_rates=pool_rates,
+                pooling=pooling,
+                activation=activation,
+                branch=branch,
+                low_pass=low_pass,
+            )
+
+        super().__init__(width, cnn_block)
+        self.settings = {
+            "blocks": blocks,
+            "width": width,
+            "groups": groups,
+            "kernel_size": kernel_size,
+            "pool_rates": tuple(pool_rates),
+            "pooling": pooling,
+            "activation": activation,
+            "branch": branch,
+            "msm_per_block": msm_per_block,
+            "low_pass": low_pass,
+        }
 
     def fix_local_window(self, height: int | None, width: int | None = None) -> None:
         """Fix the windows of low_pass="local" to those of a picture of height x width (or square) pixels.

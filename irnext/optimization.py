@@ -304,6 +304,7 @@ class Attention:
         return (
             is_untouched(attention, LocalAttention)
             and attention.low_pass in ("global", "local", None)
+            and attention.dilation == 1
             and is_untouched(attention.project, nn.Conv2d)
             and attention.project.bias is None
             and is_untouched(attention.norm, nn.BatchNorm2d)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from .evaluation import Evaluation
 from .files import atomic_file
 from .metrics import Metric
+from .model import IRNeXt
 from .paper import RESULTS
 
 DECIMALS = {"psnr": 2}  # the others have 4
@@ -134,6 +135,8 @@ def _means_as_cells(found: Evaluation, metric: Metric, subset: str | None, score
 
 def _paper(found: Evaluation, metric: Metric, subset: str | None) -> tuple[float | None, str]:
     result = RESULTS.get(found.test_set if subset is None else f"{found.test_set}-{subset}")
+    if found.about["model"]["architecture"] != IRNeXt.__name__:  # whose results these are
+        result = None
     return (None, "") if result is None else (result.scores.get(metric), result.table)
 
 

@@ -502,6 +502,19 @@ def test_windows_that_weights_do_not_tell_are_the_published_ones(name, task):
     assert ARCHITECTURE.assumed({**model.settings, "window_size": 8}) is None
 
 
+@pytest.mark.parametrize("stripe_size", [(8, 16), (48, 96), (64, 64)])
+def test_published_tables_tell_the_windows(tmp_path, stripe_size):
+    model = GRL(**{**SMALL, "window_size": 12, "stripe_size": stripe_size})
+    places = [side + side // 4 - 1 for side in stripe_size]
+    tables = {name: torch.zeros(2) for name in TABLES}
+    tables |= {"table_w": torch.zeros(1, 23, 23, 2), "table_sh": torch.zeros(1, *places, 2)}
+    tables["table_sv"] = torch.zeros(1, *places[::-1], 2)
+    state = {f"model.{name}": value for name, value in {**model.state_dict(), **tables}.items()}
+    torch.save({"state_dict": state}, tmp_path / "w.ckpt")
+    assert irnext.load(tmp_path / "w.ckpt").settings == model.settings
+    assert irnext.load(tmp_path / "w.ckpt", window_size=4).settings == {**model.settings, "window_size": 4}
+
+
 def test_files_keep_weights_and_settings(tmp_path):
     torch.manual_seed(0)
     model = irnext.create_model("grl-tiny", **{**SMALL, "mlp_ratio": 1.5}, stripe_groups=[None, None])

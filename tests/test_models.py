@@ -13,6 +13,7 @@ from conftest import randomise
 from PIL import Image
 from rich.console import Console
 from skimage import data
+from torch.optim.swa_utils import AveragedModel
 
 import irnext
 from irnext import checkpoints, cli, images
@@ -32,6 +33,7 @@ GRL = {
 }
 SMALL = {
     "irnext-its": {"blocks": 1, "width": 8},
+    "convir-s": {"blocks": 1, "width": 8, "dilations": (1, 3, 7)},
     "mprnet-deblurring": {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1},
     "restormer": {
         "dim": 8,
@@ -92,19 +94,63 @@ def test_published_files_are_recognised(tmp_path, name, prefix):
     torch.save({"epoch": 1, "state_dict": state}, tmp_path / "w.ckpt")
     found = irnext.load(tmp_path / "w.ckpt")
     assert type(found) is type(model)
-    unseen = {"low_pass", "window_size", "stripe_size", "img_size"}
+    unseen = {"low_pass", "dilations", "window_size", "stripe_size", "img_size"}
     for key, value in model.settings.items():
         assert key in unseen or found.settings[key] == value, key
 
 
 def test_what_is_assumed_is_said(tmp_path, photograph, capsys):
-    for name, said in (("irnext-its", "--low-pass"), ("grl-tiny", "--model"), ("mimo-unet", "")):
+    for name, said in (
+        ("irnext-its", "--low-pass"),
+        ("convir-s", "--model"),
+        ("grl-tiny", "--model"),
+        ("mimo-unet", ""),
+    ):
         torch.save(make(name).official_state_dict(), tmp_path / "w.pth")
         capsys.readouterr()
         cli.main(["convert", str(tmp_path / "w.pth"), str(tmp_path / "w.safetensors")])
-        assert (said in capsys.readouterr().err) == bool(said) or not said
+        note = capsys.readouterr().err
+        assert said in note if said else not note
         assert cli.main(["convert", str(tmp_path / "w.safetensors"), str(tmp_path / "v.safetensors")]) == 0
         assert "note" not in capsys.readouterr().err
+
+
+def test_converting_by_the_settings_of_a_name(tmp_path, capsys):
+    """What is then recorded is what the name says; nothing is assumed."""
+    torch.save(make("irnext-its", blocks=14, width=32).official_state_dict(), tmp_path / "w.pth")
+    files = [str(tmp_path / "w.pth"), str(tmp_path / "w.safetensors")]
+    assert cli.main(["convert", *files, "--model", "irnext-gopro"]) == 0
+    assert "note" not in capsys.readouterr().err
+    assert irnext.load(files[1]).settings == irnext.create_model("irnext-gopro").settings
+    assert "the weights are of IRNeXt" in refused(capsys, "convert", *files, "--model", "grl-base-defocus")
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [("restormer", "ffn_expansion_factor"), ("grl-tiny", "mlp_ratio"), ("grl-tiny", "img_range")],
+)
+def test_whole_numbers_go_for_floats(tmp_path, name, setting):
+    model = make(name, **{setting: 2})
+    irnext.save(model, tmp_path / "w.safetensors")
+    assert irnext.load(tmp_path / "w.safetensors").settings == model.settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dimm=8", "unknown settings dimm: restormer has dim, num_blocks,"),
+        ("dim=wide", "the setting dim is 'wide': it must be of type int"),
+        ("num_refinement_blocks=1.5", "the setting num_refinement_blocks is 1.5: it must be of type int"),
+        ("dim=true", "the setting dim is True: it must be of type int"),
+        ("bias=7", "the setting bias is 7: it must be of type bool"),
+        ("heads=3", "the setting heads is 3: it must be of type tuple"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, capsys, setting, message):
+    output = tmp_path / "run"
+    options = ("--task", "haze", "--model", "restormer", "--set", setting, "-o", output, "--device", "cpu")
+    assert message in refused(capsys, "train", *options)
+    assert not output.exists()
 
 
 def test_weights_of_one_are_not_taken_for_another(tmp_path, photograph, capsys):
@@ -112,7 +158,7 @@ def test_weights_of_one_are_not_taken_for_another(tmp_path, photograph, capsys):
     line = refused(
         capsys, "restore", photograph, "--weights", tmp_path / "w.safetensors", "--model", "restormer"
     )
-    assert "MIMO-UNet has" in line
+    assert "the weights are of MIMO-UNet: " in line and "MIMO-UNet has" in line
     with pytest.raises(ValueError, match=r"unknown model 'mprnet': choose one of .*mprnet-deblurring"):
         irnext.create_model("mprnet")
 
@@ -147,6 +193,15 @@ def test_memory_is_bounded_by_tiles_only(tmp_path, photograph, capsys, name):
     assert "use tile" in line
     line = refused(capsys, "export", tmp_path / "w.safetensors", "-o", tmp_path / "w.pt2")
     assert "IRNeXt" in line
+
+
+@pytest.mark.parametrize("wrapper", [torch.nn.DataParallel, AveragedModel])
+def test_what_a_model_says_of_itself_counts_in_wrappers(wrapper):
+    """MPRNet's result is the first of its outputs, GRL's may be larger."""
+    picture = torch.rand(3, 17, 9)
+    for name in ("mprnet-deblurring", ENLARGING):
+        model = make(name)
+        assert torch.equal(restore(wrapper(model), picture), restore(model, picture))
 
 
 def test_a_type_that_a_model_does_not_compute_in():
@@ -247,6 +302,16 @@ def test_training(tmp_path, name):
         key for key, value in start.named_parameters() if not torch.equal(value, trained.get_parameter(key))
     ]
     assert len(changed) > 0.9 * len(list(start.parameters()))
+
+
+def test_crops_smaller_than_the_model_takes_are_refused(tmp_path, capsys):
+    settings = ("--set", "blocks=1", "--set", "width=8", "--set", "dilations=[1,3,9]")
+    line = refused(
+        capsys,
+        *("train", "--task", "haze", "-o", tmp_path / "run", "--model", "convir-s", *settings),
+        *("--patch", 64, 96, "--device", "cpu"),
+    )
+    assert "patch is (64, 96): convir-s with these settings takes multiples of 32, at least 96" in line
 
 
 def test_resuming_changes_nothing(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -25,10 +25,7 @@ def load_model(
         if weights or name or low_pass:
             raise ValueError("--task takes the weights that come with irnext: give it alone, or --weights")
         return load_pretrained(task)
-    settings = {}
-    if name is not None:
-        with torch.device("meta"):  # only its settings are wanted
-            settings = dict(create_model(name).settings)
+    settings = settings_of(name)
     if weights is None:
         made_of = f"a new {name} has random weights and" if name else "a model without weights"
         raise ValueError(f"{made_of} restores nothing: give --weights FILE or --task NAME")
@@ -37,6 +34,14 @@ def load_model(
     if not (name or low_pass):
         note_assumption(weights, network)
     return network
+
+
+def settings_of(name: str | None) -> dict[str, Any]:
+    """All settings of a listed model; none without a name."""
+    if name is None:
+        return {}
+    with torch.device("meta"):  # only its settings are wanted
+        return dict(create_model(name).settings)
 
 
 def note_assumption(weights: Path, network: torch.nn.Module) -> None:
@@ -52,6 +57,7 @@ def convert(
     layout: Annotated[
         Literal["irnext", "official"] | None, tyro.conf.arg(metavar="{irnext,official}")
     ] = None,
+    model: Name = None,
     low_pass: LowPass = None,
 ) -> None:
     """Write a checkpoint anew, as .safetensors or as .pkl or .pth for the published code.
@@ -60,10 +66,14 @@ def convert(
         source: a checkpoint of any accepted kind.
         target: the new file; its suffix says the kind.
         layout: names of the entries; by default irnext in .safetensors and official in .pkl and .pth.
-        low_pass: to be recorded in .safetensors, as published checkpoints do not say it.
+        model: take the settings of this model (irnext info lists them) rather than the checkpoint's; they are
+            recorded in .safetensors, as published checkpoints do not say all.
+        low_pass: the model's low-pass filter, to be recorded likewise.
     """
-    network = checkpoints.convert(source, target, layout, low_pass)
-    if low_pass is None and target.suffix.lower() not in checkpoints.PICKLES:  # those record nothing
+    settings = settings_of(model)
+    listed = settings.pop("low_pass", None)
+    network = checkpoints.convert(source, target, layout, low_pass or listed, **settings)
+    if not (model or low_pass) and target.suffix.lower() not in checkpoints.PICKLES:  # those record nothing
         note_assumption(source, network)
     print(target)
 

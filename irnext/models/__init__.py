@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..architecture import Architecture, RestorationModel
+from ..architecture import Architecture, RestorationModel, check_settings
 from ..model import IRNeXt
-from . import grl, irnext, mimo_unet, mprnet, restormer
+from . import convir, grl, irnext, mimo_unet, mprnet, restormer
 
 # Of IRNeXt blocks per task from the paper (section 4.1); the local low-pass filter from published
 # motion-deblurring code, the global one from published dehazing code.
@@ -20,6 +20,7 @@ _MODELS: dict[str, tuple[type[RestorationModel], dict]] = {
     "irnext-csd": (IRNeXt, {"blocks": 4}),
     "irnext-srrs": (IRNeXt, {"blocks": 4}),
     "irnext-snow100k": (IRNeXt, {"blocks": 4}),
+    **{name: (convir.ConvIR, settings) for name, settings in convir.PRESETS.items()},
     "mprnet-deblurring": (mprnet.MPRNet, {}),
     "mprnet-deraining": (
         mprnet.MPRNet,
@@ -36,7 +37,7 @@ _MODELS: dict[str, tuple[type[RestorationModel], dict]] = {
 }
 
 ARCHITECTURES: tuple[Architecture, ...] = tuple(
-    module.ARCHITECTURE for module in (irnext, mprnet, grl, restormer, mimo_unet)
+    module.ARCHITECTURE for module in (irnext, convir, mprnet, grl, restormer, mimo_unet)
 )
 
 
@@ -54,9 +55,11 @@ def _entry(name: str) -> tuple[type[RestorationModel], dict]:
 def create_model(name: str, **settings) -> RestorationModel:
     """A freshly initialised model by name; `settings` override those of the name.
 
-    Raises ValueError for an unknown name, listing the known ones.
+    Raises ValueError for an unknown name, listing the known ones, and for settings that the model does not
+    have, or of another type or value than it takes.
     """
     architecture, defaults = _entry(name)
+    check_settings(settings, architecture, name)
     return architecture(**{**defaults, **settings})
 
 
@@ -66,10 +69,10 @@ def supports(name: str) -> dict[str, str | int | bool | list[str]]:
     "tiles" says how results in tiles differ; "bands" whether `max_memory` bounds the memory exactly, and
     `irnext.optimize` and `irnext.export_model` take the model. Raises as `create_model` does.
     """
-    architecture, _ = _entry(name)
+    architecture, defaults = _entry(name)
     return {
         "size multiple": architecture.size_multiple,
-        "minimum size": architecture.minimum_size,
+        "minimum size": architecture.least_side(**defaults),
         "half precision": [str(dtype).removeprefix("torch.") for dtype in architecture.half_types],
         "tiles": architecture.tiling,
         "bands": architecture is IRNeXt,

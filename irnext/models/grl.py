@@ -19,6 +19,7 @@ STRIPES = ("stripe_size", "stripe_groups")  # the settings, of the height and th
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
 UPSAMPLERS = ("", "pixelshuffledirect", "pixelshuffle", "nearest+conv")
 HEAD_CHANNELS = 64  # of the heads for super-resolution
+FACTOR = 4  # pixels per anchor along a side, as published
 COMPRESSION, REDUCTION = 4, 18  # of the local branch, and of its channel attention
 
 # Windows and stripes, in pixels, as published for each task.
@@ -217,7 +218,7 @@ class GRL(RestorationModel):
         window_size: int = 16,
         stripe_size: tuple[int | None, int | None] = (64, 128),
         stripe_groups: tuple[int | None, int | None] = (None, None),
-        anchor_window_down_factor: int = 4,
+        anchor_window_down_factor: int = FACTOR,
         embed_dim: int = 64,
         depths: tuple[int, ...] = (4, 4, 4, 4),
         num_heads_window: tuple[int, ...] = (2, 2, 2, 2),
@@ -491,8 +492,8 @@ def _tidy(state: State) -> State:
 def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str, Any]:
     """The settings that the entries show, and those `known`, which go first.
 
-    Each is what most of the entries show. Windows leave no trace in weights: they are those published for
-    networks with so many channels and such a head, or of one that is known the other.
+    Each is what most of the entries show. Windows leave no trace in weights: where a file has no published
+    tables, they are those published for networks with so many channels and such a head.
     """
     shown: dict[str, list] = {"embed_dim": [], "mlp_ratio": []}
     stages: dict[int, dict[str, Any]] = {}
@@ -517,7 +518,7 @@ def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str,
             settings[f"num_heads_{kind}"] = tuple(_majority(stage[kind]) for stage in ordered)
     settings |= _head_settings(shapes)
     settings |= known
-    return {**WINDOWS[_likely_task(settings)], **settings}
+    return {**WINDOWS[_likely_task(settings)], **_windows(shapes, settings), **settings}
 
 
 def _majority(values: list) -> Any:
@@ -532,6 +533,18 @@ def _ratio(hidden: int, channels: int) -> float:
 
 def _has_local_connection(shapes: dict[str, torch.Size], blocks: int) -> bool:
     return 2 * sum(name.endswith(".conv.cab.0.weight") for name in shapes) > blocks
+
+
+def _windows(shapes: dict[str, torch.Size], settings: dict[str, Any]) -> dict[str, Any]:
+    """The windows that the published tables show, (1, h, w, 2): h x w relative positions."""
+    windows: dict[str, Any] = {}
+    if len(table := shapes.get("table_w", ())) == 4:
+        windows["window_size"] = (table[1] + 1) // 2
+    if len(table := shapes.get("table_sh", ())) == 4:
+        factor = settings.get("anchor_window_down_factor", FACTOR)
+        # Of a stripe's side s to its anchors' s / factor there are s + s / factor - 1.
+        windows["stripe_size"] = tuple((places + 1) * factor // (factor + 1) for places in table[1:3])
+    return windows
 
 
 def _head_settings(shapes: dict[str, torch.Size]) -> dict[str, Any]:

@@ -13,11 +13,12 @@ import torch
 from ..architecture import Architecture
 from ..blocks import ConvS, LocalAttention, MultiScaleModule, ResidualBlock
 from ..model import IRNeXt
+from ..published import PublishedNames
 
 _LAYER = r"(?:en|de)coder\.\d+\.layers\.\d+\."
 
 # Where the modules stand that have published names, outermost first, in names renamed so far.
-_PLACES = (
+PLACES = (
     (IRNeXt, re.compile("")),
     (ResidualBlock, re.compile(_LAYER)),
     (MultiScaleModule, re.compile(_LAYER + r"msm\.")),
@@ -40,8 +41,9 @@ _STAGE_WIDTHS = {
 }
 
 
-def _our_name(name: str) -> str:
-    for module, place in _PLACES:
+def our_name(name: str, places: tuple[tuple[type[PublishedNames], re.Pattern], ...] = PLACES) -> str:
+    """Our name of an entry of a model whose modules stand in these places."""
+    for module, place in places:
         if found := place.match(name):
             head, tail = name[: found.end()], name[found.end() :]
             for published, ours in module.published_names:
@@ -172,7 +174,7 @@ def _assumed(settings: dict[str, Any]) -> str | None:
 ARCHITECTURE = Architecture(
     name="IRNeXt",
     build=IRNeXt,
-    our_name=_our_name,
+    our_name=our_name,
     landmarks=(
         "stem.weight",
         "head.weight",

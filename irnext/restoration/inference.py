@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,23 @@ AUTO = "auto"
 SHARE_OF_FREE = 0.9  # of the free memory, with max_memory="auto"
 
 
+def stated(model: nn.Module, name: str, otherwise: Any) -> Any:
+    """What a model says of itself, or the one within what compiles, distributes or averages it."""
+    while isinstance(model, nn.Module):
+        if hasattr(model, name):
+            return getattr(model, name)
+        model = getattr(model, "module", None)
+    return otherwise
+
+
 def sizes(model: nn.Module) -> tuple[int, int]:
     """The multiple and the minimum of the sides that a model takes, in pixels."""
-    return getattr(model, "size_multiple", SIZE_MULTIPLE), getattr(model, "minimum_size", MINIMUM_SIZE)
+    return stated(model, "size_multiple", SIZE_MULTIPLE), stated(model, "minimum_size", MINIMUM_SIZE)
 
 
 def scale_of(model: nn.Module) -> int:
     """How many times as many pixels the model's results have along a side."""
-    return getattr(model, "scale", 1)
+    return stated(model, "scale", 1)
 
 
 def can_be_optimized(model: nn.Module) -> bool:
@@ -41,7 +51,7 @@ def can_be_optimized(model: nn.Module) -> bool:
 
 def check_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
     """Raise ValueError for a half precision that the model says it does not compute in."""
-    half = getattr(model, "half_types", HALF)
+    half = stated(model, "half_types", HALF)
     if dtype in HALF and dtype not in half:
         can = ", ".join(str(each).removeprefix("torch.") for each in (torch.float32, *half))
         name = str(dtype).removeprefix("torch.")
@@ -152,7 +162,7 @@ def inference(
     weight = first_weight(model)
     held, device = (weight.dtype, weight.device) if weight is not None else (dtype, torch.device(fallback))
     autocast = dtype in HALF and held == torch.float32
-    index, scale = getattr(model, "result_index", -1), scale_of(model)
+    index, scale = stated(model, "result_index", -1), scale_of(model)
 
     def run(x: Tensor) -> Tensor:
         try:

@@ -35,7 +35,7 @@ from ..files import output_folder
 from ..losses import DualDomainLoss
 from ..memory import give_back_free_memory
 from ..models import create_model
-from ..restoration.inference import scale_of
+from ..restoration.inference import scale_of, sizes
 from .config import TrainingConfig
 from .loading import load_batches
 from .records import Records
@@ -191,6 +191,12 @@ class Trainer:
             raise ValueError(
                 f"{config.model} enlarges {scale} times, and the pictures of a training pair have one size: "
                 "choose a model that keeps the size"
+            )
+        multiple, least = sizes(self.model)
+        if any(side < least or side % multiple for side in config.patch):
+            raise ValueError(
+                f"patch is {config.patch}: {config.model} with these settings takes multiples of {multiple}, "
+                f"at least {least}"
             )
         on_gpu = process.device.type == "cuda"
         channels_last = on_gpu if config.channels_last is None else config.channels_last
