@@ -1,11 +1,11 @@
-# make demo | test | lint | report | reports | gpu-dry | gpu | clean. Everything is set up in .venv on first use.
+# make demo | test | lint | docs | report | reports | gpu-dry | gpu | clean. Everything is set up in .venv on first use.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint report reports gpu-dry gpu clean
+.PHONY: demo test lint docs report reports gpu-dry gpu clean
 
 demo: $(VENV)/installed
 	$(BIN)/irnext demo -o demo
@@ -16,6 +16,10 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The pages of docs/ as a site: build/docs/index.html.
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict
 
 # Everything in benchmarks/results as one page: build/report/report.html.
 report: $(VENV)/installed

@@ -1,6 +1,7 @@
 """irnext: the fast, drop-in IRNeXt for image restoration."""
 
 from . import complexity, ops
+from .acceleration import accelerate, restore_original
 from .blocks import LocalAttention
 from .checkpoints import CheckpointError, convert, load, save
 from .evaluation import evaluate
@@ -22,6 +23,7 @@ __all__ = [
     "LocalAttention",
     "TrainingConfig",
     "__version__",
+    "accelerate",
     "backends",
     "complexity",
     "convert",
@@ -35,6 +37,7 @@ __all__ = [
     "ops",
     "optimize",
     "restore",
+    "restore_original",
     "save",
     "train",
     "use_backend",
