@@ -37,7 +37,7 @@ def title_of(picture: Sequence[int], precision: str) -> str:
 NOTES = (
     "Times are medians of calls that took turns, the spread half the interquartile range; where it says one "
     "call, a system took too long for turns and was followed by one call of ours. x: how many times as long "
-    "as ours, and as the published IRNeXt. The paper's x: Table 6's seconds over IRNeXt's 0.255 s, on a V100.",
+    "as ours, and as the published IRNeXt. The paper's x: Table 6's seconds over IRNeXt's, 0.255, on a V100.",
     "MACs are multiply-accumulates for 256 x 256 pixels, of convolutions and matrix products, all counted by "
     "`irnext.complexity`. The paper's counter takes transposed convolutions at their output's resolution and "
     "leaves attention's products out.",

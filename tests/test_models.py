@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 import irnext
 from irnext import checkpoints, cli, images
 from irnext.losses import DualDomainLoss
+from irnext.reports import markdown
 from irnext.restoration import restore
 from irnext.training import TrainingConfig, train, trainer
 from irnext.training.loading import load_batches
@@ -361,6 +362,24 @@ def test_evaluation(tmp_path, photograph, name, capsys):
     )
     assert score == pytest.approx(10 * np.log10(255**2 / ((clean - saved) ** 2).mean()), abs=1e-3)
     assert found["model"]["architecture"] == type(make(name)).__name__
+
+
+def test_the_papers_results_stand_beside_its_own_network_only():
+    class Pairs:
+        def __len__(self) -> int:
+            return 1
+
+        def name(self, index: int) -> str:
+            return "a.png"
+
+        def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+            return np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 9, np.uint8)
+
+    tables = {
+        name: markdown(irnext.evaluate(make(name), Pairs(), ["irnext-rgb"], test_set="gopro"))
+        for name in ("irnext-its", "mimo-unet")
+    }
+    assert "33.16 dB (Table 6)" in tables["irnext-its"] and "Table" not in tables["mimo-unet"]
 
 
 @pytest.mark.parametrize(
