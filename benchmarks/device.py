@@ -63,15 +63,19 @@ def tf32(enabled: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def measuring(name: str, threads: int | None, console: Console) -> Iterator[dict[str, Any]]:
+def measuring(
+    name: str, threads: int | None, console: Console, large: bool = False
+) -> Iterator[dict[str, Any]]:
     """A context to measure in on "cpu" or "cuda"; its value is the machine's record, which is printed.
 
-    On a CPU freed memory is kept; on a GPU work goes to a stream of its own, without TF32.
+    On a CPU freed memory is kept, unless tensors are so `large` that page faults are a small part of the
+    time: the C library may not give out again what it keeps, and memory would run out. On a GPU work goes
+    to a stream of its own, without TF32.
     """
     if threads:
         torch.set_num_threads(threads)
     on_gpu = name == "cuda"
-    if not on_gpu:
+    if not (on_gpu or large):
         harness.keep_freed_memory()
     here = harness.machine(record() if on_gpu else None)
     console.print(harness.describe(here), soft_wrap=True)

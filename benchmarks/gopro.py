@@ -46,6 +46,7 @@ from .networks import computing_in
 from .systems import COMPILED, OTHERS, OURS, PUBLISHED, TITLES, VARIANTS, System
 
 WRITTEN = ("results", "markdown", "figure")  # options that say where, and nothing about the figures
+LARGE = 2**18  # pixels of a picture, beyond which memory may run out where what is freed is kept
 SMALL = 64  # the side of the picture that results are compared with float64 on
 REDUCED = ("mprnet-deblurring", "restormer", "mimo-unet-plus", "grl-base")  # minutes on a CPU
 
@@ -462,7 +463,8 @@ def run(options: Options) -> int:
     """Run the benchmark; 1 if any system computes something wrong."""
     console = harness.make_console()
     bounded = contextlib.nullcontext() if options.device == "cuda" else harness.bounded_memory()
-    with device.measuring(options.device, options.threads, console) as here, bounded:
+    large = any(math.prod(case.picture) > LARGE for case in options.cases)
+    with device.measuring(options.device, options.threads, console, large) as here, bounded:
         on = torch.device(options.device)
         checked = check(options.names, options.dtypes, on)
         record = Record(options, here, costs(options.names), checked)

@@ -561,7 +561,7 @@ def run(options: Options) -> int:
     """Run the benchmark; 1 if any system computes something wrong."""
     console = harness.make_console()
     limit = parse_size(options.memory)
-    with device.measuring(options.device, options.threads, console) as here:
+    with device.measuring(options.device, options.threads, console, large=True) as here:
         record = Record(options, here)
         for name in options.systems:
             growth = Growth(name, options)

@@ -227,7 +227,7 @@ def run(options: Options) -> int:
     """Run the benchmark; 1 if any variant computes something wrong."""
     console = harness.make_console()
     found: list[Found] = []
-    with device.measuring(options.device, options.threads, console) as here:
+    with device.measuring(options.device, options.threads, console, large=True) as here:
         for kind in options.networks:
             found += measure(kind, options)
             if options.json:
