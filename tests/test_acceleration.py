@@ -221,7 +221,9 @@ def saved(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "copied", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), saved], ids=str
+    "copied",
+    [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), saved],
+    ids=["deep copy", "copy", "pickle", "saved"],
 )
 @pytest.mark.parametrize("name", ["convir network", "fsnet, 3x3 and 5x5", "irnext, local mean"])
 def test_copies_and_pickles_are_accelerated(name, copied):
