@@ -27,6 +27,14 @@ SERVED = [("cpu", name) for name in CPU_BACKENDS] + [
 ]
 
 
+# Files whose tests take longest come first, so that at the end all processes have something to do.
+LONGEST = ("test_triton.py", "test_export.py", "test_cuda_host_sanitizers.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # the others stay in order
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
