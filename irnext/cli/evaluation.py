@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from .. import IRNeXt, checkpoints, create_model, list_models, optimize
+from .. import IRNeXt, checkpoints, list_models
 from ..data import Pairs, open_pairs
 from ..data.specifications import CUSTOM, DATASETS, TEST_SETS
 from ..data.subsets import read_subset
@@ -23,9 +22,8 @@ from ..files import output_folder
 from ..metrics import require
 from ..pretrained import path_of
 from ..reports import markdown, write_csv, write_json
-from ..restoration.inference import can_be_optimized, check_dtype
 from .common import DTYPES, FAILED, LowPass, Name, check_backend, complain
-from .models import load_model
+from .models import load_model, settings_of, to_compute_on
 
 _MOTION, _DEHAZING, _DERAINING = ("irnext-rgb", "gopro-matlab"), ("irnext-rgb",), ("derain-y",)
 # The protocols of the paper's tables.
@@ -119,12 +117,7 @@ def evaluate_task(
         weights = path_of(task)
     network = load_model(weights, model, low_pass or _published_low_pass(task, weights, model))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    computed = DTYPES[dtype]
-    check_dtype(network, computed)
-    if device == "cpu" and can_be_optimized(network) and not os.environ.get("IRNEXT_BACKEND"):
-        network, computed = optimize(network, computed), None
-        if max_memory is None and tile is None:
-            max_memory = "auto"
+    network, computed, max_memory = to_compute_on(device, network, DTYPES[dtype], tile, max_memory)
     found = []
     with ExitStack() as stack:
         for path in filter(None, (csv, json)):  # before the work, not after it
@@ -170,8 +163,7 @@ def _published_low_pass(task: str, weights: Path, model: str | None) -> str | No
     network = checkpoints.load(weights)
     if type(network) is not IRNeXt or checkpoints.assumption(weights, network) is None:
         return None
-    with torch.device("meta"):  # only its settings are wanted
-        return create_model(listed).settings["low_pass"]
+    return settings_of(listed)["low_pass"]
 
 
 def _test_sets(task: str, data: Path, seed: int, opening: dict[str, Any]) -> Iterator[tuple[str, Pairs]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,41 +11,59 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from .. import IRNeXt, checkpoints, complexity, create_model, export_model, list_models
+from .. import IRNeXt, checkpoints, complexity, create_model, export_model, list_models, optimize
 from ..devices import check_device
 from ..pretrained import load_pretrained
+from ..restoration.inference import AUTO, can_be_optimized, check_dtype
 from .common import DTYPES, LowPass, Name, Output, check_backend
 
 
 def load_model(
     weights: Path | None, name: str | None, low_pass: str | None, task: str | None = None
-) -> torch.nn.Module:
+) -> nn.Module:
     """The model of a checkpoint, where `name` gives it the settings of a listed model, or of a task."""
     if task is not None:
         if weights or name or low_pass:
             raise ValueError("--task takes the weights that come with irnext: give it alone, or --weights")
         return load_pretrained(task)
-    settings = settings_of(name)
+    settings = settings_of(name, low_pass)
     if weights is None:
         made_of = f"a new {name} has random weights and" if name else "a model without weights"
         raise ValueError(f"{made_of} restores nothing: give --weights FILE or --task NAME")
-    listed = settings.pop("low_pass", None)
-    network = checkpoints.load(weights, low_pass or listed, **settings)
+    network = checkpoints.load(weights, **settings)
     if not (name or low_pass):
         note_assumption(weights, network)
     return network
 
 
-def settings_of(name: str | None) -> dict[str, Any]:
-    """All settings of a listed model; none without a name."""
+def settings_of(name: str | None, low_pass: str | None = None) -> dict[str, Any]:
+    """All settings of a listed model, none without a name, and with a low-pass filter in place of its own."""
+    asked = {} if low_pass is None else {"low_pass": low_pass}
     if name is None:
-        return {}
+        return asked
     with torch.device("meta"):  # only its settings are wanted
-        return dict(create_model(name).settings)
+        return create_model(name).settings | asked
 
 
-def note_assumption(weights: Path, network: torch.nn.Module) -> None:
+def to_compute_on(
+    device: str, network: nn.Module, dtype: torch.dtype, tile: int | None, max_memory: str | None
+) -> tuple[nn.Module, torch.dtype | None, str | None]:
+    """The network, the type to ask it for, and the limit of memory, as are best on a device.
+
+    On a CPU an IRNeXt is optimized, and computes in bands where memory is short. A backend that was asked
+    for serves all it can instead. Raises ValueError for a type that the network does not compute in.
+    """
+    check_dtype(network, dtype)
+    if device != "cpu" or os.environ.get("IRNEXT_BACKEND") or not can_be_optimized(network):
+        return network, dtype, max_memory
+    if max_memory is None and tile is None:
+        max_memory = AUTO
+    return optimize(network, dtype), None, max_memory
+
+
+def note_assumption(weights: Path, network: nn.Module) -> None:
     """One line on the error output where the checkpoint leaves open what its weights compute."""
     if assumed := checkpoints.assumption(weights, network):
         print(f"irnext: note: {weights} does not say {assumed}", file=sys.stderr)
@@ -70,9 +89,7 @@ def convert(
             recorded in .safetensors, as published checkpoints do not say all.
         low_pass: the model's low-pass filter, to be recorded likewise.
     """
-    settings = settings_of(model)
-    listed = settings.pop("low_pass", None)
-    network = checkpoints.convert(source, target, layout, low_pass or listed, **settings)
+    network = checkpoints.convert(source, target, layout, **settings_of(model, low_pass))
     if not (model or low_pass) and target.suffix.lower() not in checkpoints.PICKLES:  # those record nothing
         note_assumption(source, network)
     print(target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,12 +12,10 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from .. import optimize
 from ..restoration import Processes, Report, restore_files
-from ..restoration.inference import can_be_optimized, check_dtype
 from ..video import is_video, restore_videos
 from .common import DTYPES, FAILED, LowPass, Name, Output, check_backend, complain
-from .models import load_model
+from .models import load_model, to_compute_on
 
 
 def restore(
@@ -89,13 +86,7 @@ def restore(
     processes = Processes.of_torchrun()
     if device in (None, "cuda"):
         device = processes.gpu if torch.cuda.is_available() or device else "cpu"
-    computed = DTYPES[dtype]
-    check_dtype(network, computed)
-    # A backend asked for serves all it can.
-    if device == "cpu" and can_be_optimized(network) and not os.environ.get("IRNEXT_BACKEND"):
-        network, computed = optimize(network, computed), None
-        if max_memory is None and tile is None:
-            max_memory = "auto"
+    network, computed, max_memory = to_compute_on(device, network, DTYPES[dtype], tile, max_memory)
     options = {"tile": tile, "overlap": overlap, "max_memory": max_memory, "dtype": computed}
     options |= {"device": device, "resume": resume, "processes": processes}
     with ending_cleanly():
