@@ -85,12 +85,7 @@ class Options:
     the first of --dtypes"""
 
     def __post_init__(self) -> None:
-        too_few = self.rounds < 1 or (self.threads is not None and self.threads < 1)
-        if too_few or not 0 < self.longest < math.inf:
-            raise ValueError(
-                f"rounds is {self.rounds}, longest {self.longest}, threads {self.threads}: "
-                "rounds and threads must be at least 1, and longest above 0 and finite"
-            )
+        harness.check_effort(self.rounds, self.longest, self.threads)
         for text in self.size or ():
             parse_size(text)
         for name in self.systems or ():

@@ -13,7 +13,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ import irnext
 from irnext.info import processor
 from irnext.memory import available_memory
 
-from .provenance import NO_RESULTS
+from .provenance import current_commit
 
 RESULTS = Path(__file__).resolve().parent / "results"
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler prints when it starts and stops
@@ -147,6 +146,16 @@ def host_timer(sample_seconds: float) -> Timer:
 def call_timer(run: Callable[[], Any]) -> Callable[[], float]:
     """A timer by the clock of single calls, for what takes long and has run before."""
     return lambda: seconds_per_call(run, 1)
+
+
+def check_effort(rounds: int, longest: float, threads: int | None) -> None:
+    """Raise ValueError for options of a benchmark by which nothing could be timed, or for ever."""
+    too_few = rounds < 1 or (threads is not None and threads < 1)
+    if too_few or not 0 < longest < math.inf:
+        raise ValueError(
+            f"rounds is {rounds}, longest {longest}, threads {threads}: "
+            "rounds and threads must be at least 1, and longest above 0 and finite"
+        )
 
 
 def first_line(error: BaseException) -> str:
@@ -357,23 +366,6 @@ def saved_bytes(forward: Callable[[], Any], exclude: Iterable[Tensor] = ()) -> i
 # ---- the record ----------------------------------------------------------------------------------
 
 
-def _commit() -> str | None:
-    """The commit of this checkout, with "+" where files differ from it; None outside a checkout.
-
-    Results do not count: otherwise all that are written one after another, but the first, would differ.
-    """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(RESULTS.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", *NO_RESULTS)
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def machine(gpu: dict[str, Any] | None = None) -> dict[str, Any]:
     """What a figure depends on: processor, threads, versions, commit and date, and the GPU's record."""
     record = {
@@ -386,7 +378,7 @@ def machine(gpu: dict[str, Any] | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "irnext": irnext.__version__,
         "backends": [name for name, status in irnext.backends().items() if status.available],
-        "commit": _commit(),
+        "commit": current_commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return record | ({} if gpu is None else {"gpu": gpu})

@@ -191,6 +191,18 @@ def _changes(begun: str, commits: int, files: list[str]) -> str:
     return f"Since {begun}, {number} changed {what} that this measures: {', '.join(files[:SHOWN])}{more}."
 
 
+def current_commit(root: Path = ROOT) -> str | None:
+    """The commit that is checked out, with "+" where files differ from it; None outside a repository.
+
+    Results do not count: otherwise all that are written one after another, but the first, would differ.
+    """
+    try:
+        (commit,) = _git(root, "rev-parse", "--short=12", "HEAD")
+        return commit + "+" * bool(_git(root, "status", "--porcelain", "--", *NO_RESULTS))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def last_commit(path: Path, root: Path = ROOT) -> tuple[str, str] | None:
     """The commit that last changed a file, with "+" if it has changed since, and its date; None if none did.
 
