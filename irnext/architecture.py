@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -66,6 +67,11 @@ def check_settings(settings: Mapping[str, Any], build: Callable[..., nn.Module],
         fitting = {tuple: (tuple, list), float: (float, int)}.get(wanted, wanted)
         if not isinstance(value, fitting) or isinstance(value, bool) != (wanted is bool):
             raise ValueError(f"the setting {setting} is {value!r}: it must be of type {wanted.__name__}")
+
+
+def majority(values: Iterable) -> Any:
+    """What most of some values are, so that a damaged entry does not decide a setting."""
+    return Counter(values).most_common(1)[0][0]
 
 
 def unchanged(value: Any) -> Any:

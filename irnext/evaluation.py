@@ -28,7 +28,7 @@ from .metrics.protocols import saved_levels
 from .provenance import describe_model, environment, file_hash
 from .restoration import restore
 from .restoration.files import progress_bar
-from .restoration.inference import release, scale_of
+from .restoration.inference import continued_side, release, scale_of, sizes
 from .restoration.jobs import reason
 
 PER_PICTURE, FIRST, TRAIN = WINDOWS = ("per-picture", "first", "train")
@@ -322,8 +322,7 @@ def _fixed_window(model: nn.Module, window: Window) -> Iterator:
     def latch(height: int, width: int) -> None:
         nonlocal waiting
         if waiting:
-            multiple, least = model.size_multiple, model.minimum_size
-            model.fix_local_window(*(-(-max(side, least) // multiple) * multiple for side in (height, width)))
+            model.fix_local_window(*(continued_side(side, *sizes(model)) for side in (height, width)))
         waiting = False
 
     try:

@@ -25,7 +25,7 @@ from .ops.recompute import gelu, recomputing
 
 
 def check_channels(width: int, groups: int = 1) -> None:
-    """Raise ValueError for channels that `UNet` cannot have, or that cannot be grouped."""
+    """Raise ValueError for channels that cannot be halved, as `ConvS` has them, or cannot be grouped."""
     if width < 2 or width % 2:
         raise ValueError(f"width is {width}: it must be an even number of channels")
     if groups < 1 or width % groups:

@@ -147,7 +147,7 @@ class ModulatedFilter(PlainFilter):
                 mean = ops.spatial_mean(x)
                 low_pass = mean[..., None, None]
             else:  # x is read once, for the means of its lines, and those for the plane's
-                low_pass = x.mean(form.mean, keepdim=True, dtype=ops.accumulation_dtype(x.dtype))
+                low_pass = ops.line_means(x, *form.mean)
                 mean = low_pass.mean((2, 3))
             if own is not None:
                 low_pass = own(x).to(mean.dtype)

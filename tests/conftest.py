@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 import irnext
 
@@ -89,3 +90,22 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor | np.ndarray) -> 
     """Largest error over the largest magnitude, in float64."""
     expected = torch.as_tensor(expected).double()
     return ((found.detach().cpu().double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def check_gradients(model: nn.Module, x: torch.Tensor, relative: float = 1e-6) -> None:
+    """Every parameter of a float64 model has a gradient; along a direction it is the finite difference."""
+    generator = torch.Generator().manual_seed(1)
+    directions = {
+        name: torch.randn(p.shape, dtype=p.dtype, generator=generator) for name, p in model.named_parameters()
+    }
+
+    def loss(step: float) -> torch.Tensor:
+        moved = {name: p + step * directions[name] for name, p in model.named_parameters()}
+        outputs = functional_call(model, moved, x)
+        return sum(y.sin().sum() for y in ([outputs] if isinstance(outputs, torch.Tensor) else outputs))
+
+    loss(0).backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+    slope = sum((p.grad * directions[name]).sum().item() for name, p in model.named_parameters())
+    with torch.no_grad():
+        assert slope == pytest.approx(((loss(1e-6) - loss(-1e-6)) / 2e-6).item(), rel=relative)

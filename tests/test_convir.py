@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CPU_BACKENDS, FIXTURES, SERVED, draw, load_fixture, randomise, relative_error
+from conftest import (
+    CPU_BACKENDS,
+    FIXTURES,
+    SERVED,
+    check_gradients,
+    draw,
+    load_fixture,
+    randomise,
+    relative_error,
+)
 from torch.func import functional_call
 
 import irnext
@@ -182,20 +191,7 @@ def test_gradients_of_the_module_are_those_of_finite_differences(training):
 
 def test_gradients_of_the_network_are_those_of_finite_differences():
     model, x = small().double().train(), picture(2, 3, 64, 64)
-    generator = torch.Generator().manual_seed(1)
-    directions = {
-        name: torch.randn(p.shape, dtype=p.dtype, generator=generator) for name, p in model.named_parameters()
-    }
-
-    def loss(step: float) -> torch.Tensor:
-        moved = {name: p + step * directions[name] for name, p in model.named_parameters()}
-        return sum(output.sin().sum() for output in functional_call(model, moved, x))
-
-    loss(0).backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
-    slope = sum((p.grad * directions[name]).sum().item() for name, p in model.named_parameters())
-    with torch.no_grad():
-        assert slope == pytest.approx(((loss(1e-6) - loss(-1e-6)) / 2e-6).item(), rel=1e-5)
+    check_gradients(model, x, 1e-5)
 
 
 def test_a_new_module_doubles_its_input():

@@ -8,9 +8,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import draw, relative_error
+from conftest import check_gradients, draw, relative_error
 from plain_layers import conv2d, gelu
-from torch.func import functional_call
 
 import irnext
 from irnext.complexity import measure
@@ -307,20 +306,7 @@ def test_the_layout_of_the_input_does_not_matter():
 def test_gradients_are_those_of_finite_differences(settings):
     # At 16 x 16 the planes of the lowest level are not single pixels, whose cosines are all 1 or -1.
     model, x = drawn(**settings).double().train(), picture(1, 3, 16, 16)
-    generator = torch.Generator().manual_seed(1)
-    directions = {
-        name: torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-        for name, parameter in model.named_parameters()
-    }
-
-    def loss(step: float) -> torch.Tensor:
-        moved = {name: p + step * directions[name] for name, p in model.named_parameters()}
-        return functional_call(model, moved, x).sin().sum()
-
-    loss(0).backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
-    slope = sum((p.grad * directions[name]).sum().item() for name, p in model.named_parameters())
-    assert slope == pytest.approx(((loss(1e-6) - loss(-1e-6)) / 2e-6).item(), rel=1e-6)
+    check_gradients(model, x)
 
 
 def test_a_copy_is_a_model_of_its_own():

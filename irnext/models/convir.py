@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..architecture import Architecture
+from ..architecture import Architecture, majority
 from ..blocks import CNNBlock, LocalAttention
 from ..model import UNet, check_channels
+from ..padding import next_multiple
 from ..published import PublishedNames
-from .irnext import PLACES, our_name
+from .irnext import LANDMARKS, PLACES, our_name
 
 POOL_RATES = (8, 4, 2)
 TAPS = 3  # of a strip; the square has as many rows and columns
 
 DILATIONS = (7, 9, 11)  # at these rates
 RAIN_DILATIONS = (3, 7, 9)
-
-
-def line_means(x: Tensor, axis: int) -> Tensor:
-    """The mean of every row (axis 3) or column (axis 2) of x: (N, C, H, 1) or (N, C, 1, W).
-
-    In float32, or float64 for float64.
-    """
-    dtype = ops.accumulation_dtype(x.dtype)
-    if x.is_contiguous(memory_format=torch.channels_last):  # in its own order PyTorch takes a fraction
-        return x.permute(0, 2, 3, 1).mean(axis - 1, keepdim=True, dtype=dtype).permute(0, 3, 1, 2)
-    return x.mean(axis, keepdim=True, dtype=dtype)
 
 
 class StripAttention(PublishedNames):
@@ -77,7 +67,7 @@ class StripAttention(PublishedNames):
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The filter (N, C, 1, 3) and bias (N, C, H, 1), or (N, C, 3, 1) and (N, C, 1, W), that give y."""
         along, across = (3, 2) if self.horizontal else (2, 3)
-        means = line_means(x, along)
+        means = ops.line_means(x, along)
         pixels = means.mean(across, keepdim=True).to(self.project.weight.dtype)
         taps = (1, TAPS) if self.horizontal else (TAPS, 1)
         attention = self.project(pixels).to(means.dtype).tanh().view(len(x), self.groups, *taps)
@@ -179,7 +169,7 @@ class ConvIR(UNet):
                 f"rates {', '.join(map(str, POOL_RATES))}"
             )
         least = max(4 * rate * (dilation + 1) for rate, dilation in zip(POOL_RATES, dilations, strict=True))
-        return -(-least // cls.size_multiple) * cls.size_multiple
+        return next_multiple(least, cls.size_multiple)
 
 
 PRESETS = {
@@ -207,7 +197,7 @@ def _our_name(name: str) -> str:
 def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str, Any]:
     """The settings that most entries show, and those `known`, which go first; no entry shows `dilations`."""
     stages: dict[str, set[str]] = defaultdict(set)
-    votes: dict[str, Counter] = defaultdict(Counter)
+    votes: dict[str, list[int]] = defaultdict(list)
     for name, shape in shapes.items():
         found = re.match(r"((?:en|de)coder\.[012])\.layers\.(\d+)\.(.+)", name)
         if not found:
@@ -217,11 +207,11 @@ def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str,
         if len(shape) != 4:
             continue
         if stage in ("encoder.0", "decoder.2") and entry in ("conv1.weight", "conv2.weight"):
-            votes["width"][shape[0]] += 1
+            votes["width"].append(shape[0])
         elif entry.endswith(".square.project.weight"):
-            votes["groups"][shape[0] // TAPS**2] += 1
-    votes["blocks"] = Counter(map(len, stages.values()))
-    return {**{name: counts.most_common(1)[0][0] for name, counts in votes.items() if counts}, **known}
+            votes["groups"].append(shape[0] // TAPS**2)
+    votes["blocks"] = list(map(len, stages.values()))
+    return {**{name: majority(values) for name, values in votes.items() if values}, **known}
 
 
 def _assumed(settings: dict[str, Any]) -> str:
@@ -237,16 +227,7 @@ ARCHITECTURE = Architecture(
     build=ConvIR,
     our_name=_our_name,
     landmarks=(
-        "stem.weight",
-        "head.weight",
-        "downs.0.weight",
-        "ups.0.weight",
-        "skips.0.weight",
-        "side_heads.0.weight",
-        "fuse_half.weight",
-        "features_half.convs.0.weight",
-        "features_half.norm.weight",
-        "features_quarter.norm.weight",
+        *LANDMARKS,
         # IRNeXt has all but these:
         "*.msm.attentions.*.square.project.weight",
         "*.msm.attentions.*.strips.strip_gain",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..architecture import Architecture, RestorationModel, State
+from ..architecture import Architecture, RestorationModel, State, majority
 from ..blocks import check_option
-from .grl_attention import MixedAttention, Plan, Windows, relative_coordinates, wide
+from ..ops import accumulation_dtype
+from ..padding import next_multiple, reflect_to
+from .grl_attention import MixedAttention, Plan, Windows, relative_coordinates
 
 STRIPES = ("stripe_size", "stripe_groups")  # the settings, of the height and the width
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K
@@ -314,7 +315,7 @@ class GRL(RestorationModel):
         Windows are shifted in even blocks. Stripes are horizontal in even blocks and vertical in odd ones,
         and shifted in every second pair of blocks.
         """
-        factor, dtype = self.settings["anchor_window_down_factor"], wide(x.dtype)
+        factor, dtype = self.settings["anchor_window_down_factor"], accumulation_dtype(x.dtype)
         shift = tuple(side // 2 for side in self.window)
         windows = [Windows(self.window, shift), Windows(self.window)]
         window_coordinates = relative_coordinates(self.window, self.window, dtype, x.device)
@@ -351,14 +352,6 @@ class GRL(RestorationModel):
             x = F.leaky_relu(self.conv_hr(x), 0.2)
         return self.conv_last(x)
 
-    def _check_input(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3:
-            raise ValueError(f"x must be (N, 3, H, W), got {tuple(x.shape)}")
-        if min(x.shape[2:]) < 1:
-            raise ValueError(
-                f"x is {tuple(x.shape)}: H and W must be at least 1 (irnext.restore takes any picture)"
-            )
-
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments) -> None:
         for name in [name for name in state_dict if _is_table(name.removeprefix(prefix))]:
             del state_dict[name]
@@ -373,11 +366,8 @@ def rgb_mean(like: Tensor) -> Tensor:
 def continued(x: Tensor, multiple: int) -> Tensor:
     """(N, C, H, W) continued to multiples by reflection without repeating the border, as often as needed."""
     for axis in (2, 3):
-        length = x.shape[axis]
-        if length % multiple:
-            period = max(1, 2 * (length - 1))
-            place = torch.arange(-(-length // multiple) * multiple, device=x.device) % period
-            x = x.index_select(axis, torch.minimum(place, period - place))
+        if x.shape[axis] % multiple:
+            x = reflect_to(x, axis, next_multiple(x.shape[axis], multiple))
     return x
 
 
@@ -508,21 +498,17 @@ def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str,
         elif found[3] == "mlp.fc1.weight" and len(shape) == 2 and all(shape):
             shown["embed_dim"].append(shape[1])
             shown["mlp_ratio"].append(_ratio(*shape))
-    settings = {name: _majority(values) for name, values in shown.items() if values}
+    settings = {name: majority(values) for name, values in shown.items() if values}
     ordered = [stages[i] for i in sorted(stages)]
     if ordered:
         settings["depths"] = tuple(len(stage["blocks"]) for stage in ordered)
         settings["local_connection"] = _has_local_connection(shapes, sum(settings["depths"]))
     for kind in ("window", "stripe"):
         if ordered and all(stage[kind] for stage in ordered):
-            settings[f"num_heads_{kind}"] = tuple(_majority(stage[kind]) for stage in ordered)
+            settings[f"num_heads_{kind}"] = tuple(majority(stage[kind]) for stage in ordered)
     settings |= _head_settings(shapes)
     settings |= known
     return {**WINDOWS[_likely_task(settings)], **_windows(shapes, settings), **settings}
-
-
-def _majority(values: list) -> Any:
-    return Counter(values).most_common(1)[0][0]
 
 
 def _ratio(hidden: int, channels: int) -> float:

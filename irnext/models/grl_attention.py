@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import accumulation_dtype
+
 Size = tuple[int, int]
 Regions = list[list[Tensor]]
 
@@ -23,11 +25,6 @@ SHORTEST = 1e-12  # the length below which vectors are not normalised further
 
 # Fused kernels want heads of a multiple of so many channels; others would store the whole attention.
 HEAD_MULTIPLES = {"cuda": 8}
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """float32, or float64 where that is the type."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 class Windows(NamedTuple):
@@ -126,7 +123,7 @@ class CosineAttention(nn.Module):
         precision in half types.
         """
         logits = self.cpb_mlp(coordinates.to(self.logit_scale.dtype))
-        table = MAX_BIAS / 2 * torch.tanh(logits.to(wide(logits.dtype)) / 2)
+        table = MAX_BIAS / 2 * torch.tanh(logits.to(accumulation_dtype(logits.dtype)) / 2)
         # Query i and key j find theirs at i - j + keys - 1 along each axis.
         windows = table.permute(2, 0, 1).unfold(1, keys[0], 1).unfold(2, keys[1], 1)
         return windows.flip(-2, -1).flatten(3, 4).flatten(1, 2)[None]
@@ -134,7 +131,8 @@ class CosineAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """q (B, N, heads, D), k and v (B, M, heads, D), bias (1, heads, N, M) -> (B, N, heads, D)."""
         channels = q.shape[-1]
-        scale = self.logit_scale.to(wide(q.dtype)).clamp(max=math.log(MAX_SCALE)).exp().squeeze(-1)
+        logits = self.logit_scale.to(accumulation_dtype(q.dtype))
+        scale = logits.clamp(max=math.log(MAX_SCALE)).exp().squeeze(-1)
         q, k = of_length(q, scale), of_length(k, 1.0)
         missing = -channels % HEAD_MULTIPLES.get(q.device.type, 1)
         q, k, v = (F.pad(x, (0, missing)) if missing else x for x in (q, k, v))
@@ -145,7 +143,7 @@ class CosineAttention(nn.Module):
 
 def of_length(x: Tensor, length: Tensor | float) -> Tensor:
     """`x` (..., D) with its vectors scaled to a length (..., 1), computed in float32 or wider."""
-    vectors = x.to(wide(x.dtype))
+    vectors = x.to(accumulation_dtype(x.dtype))
     squares = (vectors * vectors).sum(-1, keepdim=True)
     return (vectors * (length * squares.clamp_min(SHORTEST**2).rsqrt())).to(x.dtype)
 

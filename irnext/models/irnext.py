@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from ..architecture import Architecture
+from ..architecture import Architecture, majority
 from ..blocks import ConvS, LocalAttention, MultiScaleModule, ResidualBlock
 from ..model import IRNeXt
 from ..published import PublishedNames
@@ -84,19 +83,15 @@ def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str,
         "msm_per_block": [sum(map(bool, stage.values())) for stage in layers.values()],
         "low_pass": [_low_pass(entries) for entries in modules if _branch(entries) == "lam"],
     }
-    settings = {name: _majority(values) for name, values in shown.items() if values}
+    settings = {name: majority(values) for name, values in shown.items() if values}
     if settings.get("branch") == "lam":
         _check_low_pass(settings["low_pass"], known.get("low_pass", settings["low_pass"]))
     if projections:
         width = known.get("width", settings.get("width"))
         settings["groups"], settings["kernel_size"] = _groups_and_kernel(
-            _majority(projections), width, known.get("groups"), known.get("kernel_size")
+            majority(projections), width, known.get("groups"), known.get("kernel_size")
         )
     return {**settings, **known}
-
-
-def _majority(values: Iterable):
-    return Counter(values).most_common(1)[0][0]
 
 
 def _pool_rates(entries: set[str]) -> tuple[int, ...]:
@@ -171,23 +166,25 @@ def _assumed(settings: dict[str, Any]) -> str | None:
     )
 
 
+LANDMARKS = (
+    "stem.weight",
+    "head.weight",
+    "downs.0.weight",
+    "ups.0.weight",
+    "skips.0.weight",
+    "side_heads.0.weight",
+    "fuse_half.weight",
+    "features_half.convs.0.weight",
+    # MIMO-UNet has all but these:
+    "features_half.norm.weight",
+    "features_quarter.norm.weight",
+)
+
 ARCHITECTURE = Architecture(
     name="IRNeXt",
     build=IRNeXt,
     our_name=our_name,
-    landmarks=(
-        "stem.weight",
-        "head.weight",
-        "downs.0.weight",
-        "ups.0.weight",
-        "skips.0.weight",
-        "side_heads.0.weight",
-        "fuse_half.weight",
-        "features_half.convs.0.weight",
-        # MIMO-UNet has all but these:
-        "features_half.norm.weight",
-        "features_quarter.norm.weight",
-    ),
+    landmarks=LANDMARKS,
     settings=_settings,
     assumed=_assumed,
 )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..architecture import Architecture, RestorationModel
+from ..model import check_channels
 
 
 class Layer(nn.Module):
@@ -128,8 +129,7 @@ class MIMOUNet(RestorationModel):
         super().__init__()
         if num_res < 1:
             raise ValueError(f"num_res is {num_res}: it must be at least 1")
-        if width < 2 or width % 2:
-            raise ValueError(f"width is {width}: it must be an even number of channels")
+        check_channels(width)
         self.settings = {"num_res": num_res, "width": width}
         c1, c2, c3 = width, 2 * width, 4 * width
         # Names and order are the published ones, which checkpoints and optimisers' states rely on.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..architecture import Architecture, RestorationModel, State
+from ..architecture import Architecture, RestorationModel, State, majority
 
 
 def conv(inputs: int, outputs: int, kernel_size: int) -> nn.Conv2d:
@@ -362,15 +362,15 @@ _ORB_CAB = re.compile(r"stage3_orsnet\.(orb\d)\.body\.\d+\.CA\.conv_du\.0\.weigh
 
 def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str, Any]:
     """The settings that most entries show, and those `known`, which go first."""
-    votes: dict[str, Counter] = defaultdict(Counter)
+    votes: dict[str, list[int]] = defaultdict(list)
     for name, shape in shapes.items():
         for setting, entry, value in _SHOWN:
             if len(shape) == 4 and shape.numel() and entry.fullmatch(name):
-                votes[setting][value(shape)] += 1
+                votes[setting].append(value(shape))
     cabs = Counter(found[1] for name in shapes if (found := _ORB_CAB.fullmatch(name)))
     if cabs:
-        votes["num_cab"] = Counter(cabs.values())
-    return {**{setting: counts.most_common(1)[0][0] for setting, counts in votes.items()}, **known}
+        votes["num_cab"] = list(cabs.values())
+    return {**{setting: majority(values) for setting, values in votes.items()}, **known}
 
 
 ARCHITECTURE = Architecture(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..architecture import Architecture, RestorationModel
 from ..blocks import check_option
+from ..ops import accumulation_dtype
 
 LAYER_NORMS = ("WithBias", "BiasFree")
 LEVELS = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
@@ -26,7 +27,7 @@ def named(**modules: nn.Module) -> nn.Sequential:
 
 def widened(x: Tensor) -> Tensor:
     """`x`, in float32 where it is in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(accumulation_dtype(x.dtype))
 
 
 class ChannelNorm(nn.Module):

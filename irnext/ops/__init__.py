@@ -13,7 +13,14 @@ from torch import Tensor
 
 from .dispatch import BackendStatus, backends, fused_convolution, implementation, use_backend
 from .recompute import remember
-from .reference import accumulation_dtype, activate, centre_tap, full_precision, modulated_filter
+from .reference import (
+    accumulation_dtype,
+    activate,
+    centre_tap,
+    full_precision,
+    line_means,
+    modulated_filter,
+)
 from .reference import merge_pyramid as merge_by_pytorch
 
 __all__ = [
@@ -24,6 +31,7 @@ __all__ = [
     "conv2d_bias_act",
     "dynamic_conv2d",
     "full_precision",
+    "line_means",
     "local_attention",
     "local_mean",
     "merge_pyramid",

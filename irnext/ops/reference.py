@@ -89,6 +89,17 @@ def centre_tap(attention: Tensor) -> Tensor:
     return centre
 
 
+def line_means(x: Tensor, axis: int) -> Tensor:
+    """The mean of every row (axis 3) or column (axis 2) of x: (N, C, H, 1) or (N, C, 1, W).
+
+    In float32, or float64 for float64.
+    """
+    dtype = accumulation_dtype(x.dtype)
+    if x.is_contiguous(memory_format=torch.channels_last):  # in its own order PyTorch takes a fraction
+        return x.permute(0, 2, 3, 1).mean(axis - 1, keepdim=True, dtype=dtype).permute(0, 3, 1, 2)
+    return x.mean(axis, keepdim=True, dtype=dtype)
+
+
 def modulated_filter(attention: Tensor, low: Tensor, inner: Tensor, high: Tensor) -> Tensor:
     """l (1 + s) A + (1 + h) [centre tap]: (N, C, kh, kw) from A (N, G, kh, kw) and the gains (C)."""
     scale = (low * (1 + inner))[:, None, None]

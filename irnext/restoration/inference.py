@@ -16,6 +16,7 @@ from ..devices import check_device
 from ..memory import available_memory, give_back_free_memory, parse_size
 from ..model import IRNeXt
 from ..optimization import OptimizedModel, optimize
+from ..padding import next_multiple, reflect_to
 from .processes import local_processes
 
 # What IRNeXt needs; models of other architectures say their own.
@@ -68,11 +69,6 @@ def check_memory(model: nn.Module, tile: int | None, max_memory: int | str | Non
         raise ValueError("tile and max_memory exclude each other: tiles need less memory but are not exact")
     if not can_be_optimized(model):
         raise ValueError(f"max_memory is for an IRNeXt, and the model is {type(model).__name__}: use tile")
-
-
-def next_multiple(size: int, multiple: int) -> int:
-    """The least multiple that is not below `size`."""
-    return -(-size // multiple) * multiple
 
 
 def prepared(
@@ -217,13 +213,5 @@ def continued(batch: Tensor, multiple: int, minimum: int) -> Tensor:
     for axis in (2, 3):
         size = continued_side(batch.shape[axis], multiple, minimum)
         if size > batch.shape[axis]:
-            batch = _reflect_to(batch, axis, size)
+            batch = reflect_to(batch, axis, size)
     return batch
-
-
-def _reflect_to(x: Tensor, axis: int, size: int) -> Tensor:
-    """Continue x along one axis to `size` by reflection without repeating the border, as often as needed."""
-    length = x.shape[axis]
-    period = max(1, 2 * (length - 1))
-    place = torch.arange(size, device=x.device) % period
-    return x.index_select(axis, torch.minimum(place, period - place))

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .inference import next_multiple, sizes
+from ..padding import next_multiple
+from .inference import sizes
 
 
 def check_tiles(model: nn.Module, tile: int | None, overlap: int) -> None:
