@@ -51,5 +51,5 @@ $(VENV)/torch:
 $(VENV)/installed: export TORCH_CUDA_ARCH_LIST ?= 9.0
 $(VENV)/installed: export IRNEXT_CUDA_HOST ?= 1
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]' $(TORCH)
 	touch $@
