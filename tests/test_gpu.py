@@ -16,6 +16,8 @@ import os
 import pytest
 import torch
 from conftest import randomise
+from relatives import ConvIR, FSNet, SANet, draw_weights
+from relatives import IRNeXt as PublishedIRNeXt
 from rich.console import Console
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -500,11 +502,12 @@ def test_a_whole_model(backend):
             assert error < tolerance
 
 
-# Networks that IRNeXt is compared with; GRL's heads have 6 channels here, which fused attention pads.
-COMPARED = {
+# The other networks; GRL's heads have 6 channels here, which fused attention pads.
+OTHERS = {
     "mprnet-deblurring": {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1},
     "restormer": {"dim": 8, "num_blocks": (1, 1, 1, 1), "num_refinement_blocks": 1, "heads": (1, 2, 2, 4)},
     "mimo-unet": {"num_res": 1, "width": 16},
+    "convir-s": {"blocks": 1, "width": 8, "dilations": (1, 3, 5)},
     "grl-tiny": {
         "embed_dim": 24,
         "depths": (4,),
@@ -517,13 +520,13 @@ COMPARED = {
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", COMPARED)
-def test_the_compared_networks(name, layout):
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_other_networks(name, layout):
     """Results and gradients on the device against float64 on the CPU."""
     torch.manual_seed(0)
-    model = irnext.create_model(name, **COMPARED[name])
+    model = randomise(irnext.create_model(name, **OTHERS[name]))
     exact, model = copy.deepcopy(model).double(), model.to(DEVICE)
-    picture = torch.rand(2, 3, 64, 48)
+    picture = torch.rand(2, 3, 64, 96)
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     x = picture.to(DEVICE, memory_format=memory_format)
 
@@ -545,9 +548,41 @@ def test_the_compared_networks(name, layout):
         assert (found.cpu().double() - expected).abs().max() < tolerance * change
         if dtype == torch.float32:
             backward(results)
+            scale = max(p.grad.norm() for p in exact.parameters())  # some are 0: a bias before a norm
             for (key, a), b in zip(model.named_parameters(), exact.parameters(), strict=True):
                 error = (a.grad.cpu().double() - b.grad).norm()
-                assert error <= 1e-3 * b.grad.norm() + 1e-7, key
+                assert error <= 1e-3 * b.grad.norm() + 1e-5 * scale, key
+
+
+ACCELERATED = {
+    "irnext": lambda: PublishedIRNeXt.dynamic_filter(16),
+    "convir": lambda: ConvIR.MultiShapeKernel(16, 7),
+    "fsnet": lambda: FSNet.TwoSizes(16),
+    "sanet": lambda: SANet.cubic_attention(16, 11),
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", ACCELERATED)
+def test_accelerated_modules(backend, name, layout):
+    """Other people's operators, swapped in a model that is on the device, give their own results."""
+    torch.manual_seed(0)
+    exact = draw_weights(ACCELERATED[name]()).double()
+    module = copy.deepcopy(exact).to(DEVICE, torch.float32)
+    report = irnext.accelerate(module)
+    assert report.swapped and not report.left
+    shape = (2, 16, 9, 8) if DRY else (2, 16, 45, 72)
+    x, u = draw(shape, torch.float32, layout).requires_grad_(), draw(shape, torch.float32, layout)
+    wide = x.detach().cpu().double().requires_grad_()
+
+    def everything(network, x: Tensor, u: Tensor) -> list[Tensor]:
+        y = network(x)
+        y.backward(u)  # published classes have parameters that nothing uses
+        return [y.detach(), x.grad, *(p.grad for p in network.parameters() if p.grad is not None)]
+
+    expected = everything(exact, wide, u.cpu().double())
+    for found, e in zip(everything(module, x, u), expected, strict=True):
+        assert (found.cpu().double() - e).norm() <= 1e-4 * e.norm() + 1e-6
 
 
 # ---- what only a device has ----------------------------------------------------------------------
