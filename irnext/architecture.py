@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,28 @@ class RestorationModel(PublishedNames):
     def least_side(cls, **settings) -> int:
         """`minimum_size` of a model made with these settings."""
         return cls.minimum_size
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike, **options) -> Self:
+        """The model in a folder or on the Hugging Face hub; see `irnext.hub.from_pretrained`.
+
+        Called on a class of one architecture it takes no other.
+        """
+        from . import hub
+
+        return hub.from_pretrained(name_or_folder, cls, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write the model to a folder; see `irnext.hub.save_pretrained`."""
+        from . import hub
+
+        hub.save_pretrained(self, folder)
+
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """Upload the model to the Hugging Face hub; see `irnext.hub.push_to_hub`."""
+        from . import hub
+
+        return hub.push_to_hub(self, repo_id, **options)
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 3:

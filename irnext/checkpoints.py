@@ -13,7 +13,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture, RestorationModel, check_settings
+from .architecture import Architecture, RestorationModel, State, check_settings
 from .devices import check_device
 from .files import atomic_file
 from .models import ARCHITECTURES
@@ -79,26 +80,59 @@ def load(
     """
     check_device(device)
     state, metadata = _read(Path(path))
+    if low_pass is not None:
+        settings["low_pass"] = low_pass
     try:
-        architecture = _recognise(state, metadata)
-        shapes = {architecture.our_name(name): tensor.shape for name, tensor in state.items()}
-        state = architecture.tidy(state)
-        names = _our_names(state, architecture)
-        if low_pass is not None:
-            settings["low_pass"] = low_pass
-        known = {**_stored_settings(metadata), **settings}
-        _check_settings(known, architecture)
-        settings = architecture.settings(shapes, known)
-        with torch.device("meta"):  # takes no memory, whatever the settings say
-            expected = architecture.build(**settings)
-        _check_entries(state, names, expected, architecture.name)
+        return build(find(state, metadata, settings), device)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The model that weights are of, before it is made.
+
+    Attributes:
+        architecture: its architecture.
+        state: the weights, by their names in the file.
+        names: our name of each entry -> its name in `state`.
+        model: the model with all of its settings, on the meta device.
+    """
+
+    architecture: Architecture
+    state: State
+    names: dict[str, str]
+    model: RestorationModel
+
+
+def find(
+    state: State, metadata: Mapping[str, str] | None = None, settings: Mapping[str, Any] | None = None
+) -> Found:
+    """What `load` makes of a file's weights and metadata, and of its `settings`.
+
+    Raises ValueError for weights of no architecture, and for settings that they cannot have.
+    """
+    metadata = metadata or {}
+    architecture = recognise(state, metadata)
+    shapes = {architecture.our_name(name): tensor.shape for name, tensor in state.items()}
+    state = architecture.tidy(state)
+    names = _our_names(state, architecture)
+    known = {**_stored_settings(metadata), **(settings or {})}
+    _check_settings(known, architecture)
+    all_settings = architecture.settings(shapes, known)
+    with torch.device("meta"):  # takes no memory, whatever the settings say
+        model = architecture.build(**all_settings)
+    return Found(architecture, state, names, model)
+
+
+def build(found: Found, device: str | torch.device = "cpu") -> RestorationModel:
+    """The model with its weights, in eval mode on `device`; raises ValueError where they do not fit it."""
+    _check_entries(found.state, found.names, found.model, found.architecture.name)
     with torch.random.fork_rng(devices=[]):
-        model = architecture.build(**settings)
-    wide = any(tensor.dtype == torch.float64 for tensor in state.values())
+        model = found.architecture.build(**found.model.settings)
+    wide = any(tensor.dtype == torch.float64 for tensor in found.state.values())
     model.to(device, torch.float64 if wide else torch.float32)
-    model.load_state_dict({ours: state[name] for ours, name in names.items()}, strict=True)
+    model.load_state_dict({ours: found.state[name] for ours, name in found.names.items()}, strict=True)
     return model.eval()
 
 
@@ -214,7 +248,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if _is_safetensors(path):
         return _read_safetensors(path)
     try:
-        return _state_dict(_read_pickle(path)), {}
+        return state_dict(_read_pickle(path)), {}
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -263,8 +297,8 @@ def _read_pickle(path: Path) -> object:
         ) from None
 
 
-def _state_dict(content: object) -> dict[str, Tensor]:
-    """The state dict in what a file held."""
+def state_dict(content: object) -> State:
+    """The state dict in what a file held, without wrappers' prefixes; raises ValueError if there is none."""
     while isinstance(content, dict):
         inner = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), None)
         if inner is None:
@@ -306,8 +340,8 @@ def _stored_settings(metadata: dict[str, str]) -> dict[str, Any]:
 # ---- what a file holds ---------------------------------------------------------------------------
 
 
-def _recognise(state: dict[str, Tensor], metadata: dict[str, str]) -> Architecture:
-    """The architecture a file names, or the one that most of its landmarks show."""
+def recognise(state: State, metadata: Mapping[str, str]) -> Architecture:
+    """The architecture a file names, or else most of its landmarks show; raises ValueError for none."""
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
     if "irnext_version" in metadata:
         named = metadata.get("architecture")

@@ -346,7 +346,7 @@ def test_relatives_are_told_apart(tmp_path, damage):
         state = {
             model.official_name(name): entry for name, entry in entries if not name.endswith(damage or "none")
         }
-        architecture = checkpoints._recognise(state, {})
+        architecture = checkpoints.recognise(state, {})
         assert architecture.build is type(model)
 
 

@@ -68,7 +68,7 @@ def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str,
         module = layers[stage][int(layer)]
         if in_module:
             module.add(entry)
-            if entry.endswith(".project.weight") and len(shape) == 4:
+            if entry.endswith(".project.weight") and len(shape) == 4 and shape[0]:
                 projections.append(shape[0])
         elif entry in ("conv1.weight", "conv2.weight") and len(shape) == 4:
             widths.append(shape[0] // _STAGE_WIDTHS[stage])
