@@ -18,6 +18,7 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,17 +60,18 @@ _CAMERA_TAGS = {270, 271, 272, 305, 306, 315, 33432, *_CAMERA_DIRECTORIES}
 _WITH_RESOLUTION = ("PNG", "JPEG", "TIFF", "BMP")
 
 
-def read(path: str | os.PathLike) -> Image.Image:
+def read(path: str | os.PathLike, formats: Sequence[str] | None = None) -> Image.Image:
     """The picture in a file, upright (its EXIF orientation applied and removed), fully decoded.
 
-    `info` keeps "exif" (bytes), "icc_profile" and "dpi". Raises OSError for a file that cannot be opened
+    Of Pillow's formats only `formats` are tried, by default all. `info` keeps "exif" (bytes),
+    "icc_profile" and "dpi". Raises OSError for a file that cannot be opened
     and ValueError, naming the file, for one that is no picture, is cut off or corrupt, or holds
     several frames (the preview pictures that phones store behind a JPEG do not count).
     """
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on large pictures, our trade, and on damaged EXIF data
         try:
-            image = Image.open(file)
+            image = Image.open(file, formats=formats)
             frames = getattr(image, "n_frames", 1)
             if frames == 1 or image.format == "MPO":
                 return _upright(image)

@@ -20,7 +20,7 @@ import irnext
 from irnext import checkpoints, cli, images, optimize
 from irnext.restoration import restore
 
-COMMANDS = "demo, restore, train, evaluate, data, convert, export, info, complexity, benchmark"
+COMMANDS = "demo, restore, serve, train, evaluate, data, convert, export, info, complexity, benchmark"
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ is listed in NEEDS and made small; trainings are cut to one step of a small mode
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import importlib.util
 import io
@@ -35,6 +36,7 @@ from irnext.cli.benchmark import find_benchmarks, list_benchmarks
 
 NAMES = [path.relative_to(ROOT).as_posix() for path in PATHS]
 SMALL = {"blocks": 1, "width": 8}
+BUILD_VARIABLES = re.findall(r"[A-Z]+_[A-Z_]+", ast.get_docstring(ast.parse((ROOT / "setup.py").read_text())))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # What each document speaks of without making it: files, folders, data sets, and names in Python.
@@ -55,7 +57,11 @@ NEEDS = {
 # Languages that a block can be in; of the last two nothing is run.
 LANGUAGES = ("python", "sh", "console", "cpp", "text")
 # Documents whose blocks another test runs, since it takes their results apart.
-ELSEWHERE = {"docs/export.md": "test_export.py"}
+ELSEWHERE = {
+    "docs/export.md": "test_export.py",
+    "docs/programs.md": "test_spandrel.py",
+    "docs/serving.md": "test_serving.py",
+}
 # Commands of irnext that are parsed and not run, by how they begin.
 PARSED = {
     "demo": "it trains for a minute",
@@ -210,7 +216,7 @@ def check_python(arguments: list[str], run: bool) -> None:
     elif module == "pip":
         check_pip(rest, run)
     else:
-        assert module == "build", f"python -m {module} is not checked"
+        assert module in ("build", "auditwheel"), f"python -m {module} is not checked"
 
 
 def check_torchrun(arguments: list[str], run: bool) -> None:
@@ -251,7 +257,8 @@ def check_command(command: Command, run: bool) -> None:
     program, *arguments = command.words
     assert program in CHECKS, f"{program} is not among {', '.join(CHECKS)}: say in this test how to check it"
     # A variable is read when Python starts: here the backend is chosen as it would be.
-    assert set(command.environment) <= {"IRNEXT_BACKEND"}, "say in this test what the variable does"
+    unknown = set(command.environment) - {"IRNEXT_BACKEND", *BUILD_VARIABLES}
+    assert not unknown, f"say in this test what {unknown} do"
     with (
         pytest.MonkeyPatch.context() as patch,
         irnext.use_backend(command.environment.get("IRNEXT_BACKEND", "auto")),

@@ -20,6 +20,7 @@ from .data import check, decode_cache
 from .evaluation import evaluate_task
 from .models import complexities, convert, export
 from .restoring import restore
+from .serving import serve
 from .training import from_published, train
 
 
@@ -52,6 +53,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int | None]:
     commands = {
         "demo": demo,
         "restore": restore,
+        "serve": serve,
         "train": train,
         "evaluate": evaluate_task,
         "data": {"check": check, "decode-cache": decode_cache},
