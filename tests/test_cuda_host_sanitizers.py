@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++")
 FLAGS = [
-    *("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
+    *("-std=c++17", "-O0", "-g1", "-Wall", "-Wextra", "-Werror"),
     *("-fsanitize=address,undefined", "-fno-sanitize-recover"),
     *("-DIRNEXT_CUDA_HOST", f"-I{ROOT / 'csrc/include'}"),
 ]
