@@ -4,6 +4,7 @@ irnext/_C.abi3.so holds the CPU kernels and, where nvcc is found, the CUDA kerne
 nothing of PyTorch: those for the CPU are compiled once per instruction set, and the fastest that the
 machine can run is picked when the library is loaded; those for CUDA hold code for every architecture
 of TORCH_CUDA_ARCH_LIST. Only the bindings see PyTorch's headers, and of these the stable ABI only.
+A wheel has the tag of Python's stable ABI; without the library, that of any machine.
 
 Environment:
     IRNEXT_CUDA: 0 leaves the CUDA kernels out, 1 makes their absence an error; else nvcc decides.
@@ -22,12 +23,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -45,6 +48,7 @@ if platform.machine() in ("x86_64", "AMD64"):
 INCLUDE = ["-Icsrc/include", "-Icsrc/cpu", "-Icsrc"]
 FLAGS = ["-std=c++17", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *INCLUDE]
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # PyTorch 2.11
+EXPORTS = "csrc/exports.map"
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", *INCLUDE]
 ARCHITECTURES = ("8.0", "9.0", "10.0")  # PTX of the last serves what comes after it
 
@@ -170,6 +174,11 @@ def compile_object(wanted: Object) -> str:
     return str(wanted.path)
 
 
+def include_torch(root: Path) -> list[str]:
+    """g++'s flags for the headers of the PyTorch in `root`; nothing built with them names that folder."""
+    return ["-isystem", str(root / "include"), f"-ffile-prefix-map={root}=torch"]
+
+
 def cuda_library_folders(nvcc: str) -> list[str]:
     """The folders of CUDA's libraries, as nvcc itself finds them."""
     dry = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True).stderr
@@ -199,7 +208,8 @@ def cuda_objects(torch_include: list[str], nvcc: str, requested_architectures: s
     """The CUDA kernels for every architecture, and their binding."""
     listing = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True).stdout
     kernels = [nvcc, *NVCC_FLAGS, *architecture_flags(requested_architectures, listing.split())]
-    binding = [*kernels, "-x", "cu", STABLE_ABI, *torch_include]  # it takes CUDA's types from nvcc's headers
+    flags = [flag.replace("-ffile", "-Xcompiler=-ffile") for flag in torch_include]
+    binding = [*kernels, "-x", "cu", STABLE_ABI, *flags]  # it takes CUDA's types from nvcc's headers
     return [
         *(Object(source, "cuda", kernels) for source in sources("csrc/cuda/*.cu")),
         *(Object(source, "cuda", binding) for source in sources("csrc/cuda/*.cpp")),
@@ -254,6 +264,9 @@ class BuildLibrary(build_ext):
             raise SystemExit(f"error: {error}") from error
 
     def build_extension(self, extension):
+        jobs = job_count(os.environ.get("MAX_JOBS"))
+        nvcc = find_nvcc(os.environ)
+        with_cuda = cuda_is_wanted(os.environ.get("IRNEXT_CUDA"), nvcc)
         try:
             import torch
         except ModuleNotFoundError as error:
@@ -262,15 +275,13 @@ class BuildLibrary(build_ext):
         if not compiler:
             raise CompileError(f"no C++ compiler that takes the flags of g++ ({self.compiler.compiler_type})")
         torch_root = Path(torch.__file__).parent
-        torch_include = ["-isystem", str(torch_root / "include")]
+        torch_include = include_torch(torch_root)
         libraries, folders = ["torch_cpu"], [str(torch_root / "lib")]
-        jobs = job_count(os.environ.get("MAX_JOBS"))
-        nvcc = find_nvcc(os.environ)
         if extension.name == CUDA_HOST:
             objects, _ = compile_all(cuda_host_objects(compiler, torch_include), [], jobs)
         else:
             cuda = []
-            if cuda_is_wanted(os.environ.get("IRNEXT_CUDA"), nvcc):
+            if with_cuda:
                 architectures = os.environ.get("TORCH_CUDA_ARCH_LIST")
                 cuda = cuda_objects(torch_include, nvcc, architectures)
             objects, failure = compile_all(cpu_objects(compiler, torch_include), cuda, jobs)
@@ -294,7 +305,9 @@ class BuildLibrary(build_ext):
                 libraries=libraries,
                 library_dirs=folders,
                 target_lang="c++",
-                extra_postargs=["-Wl,--exclude-libs,ALL,-z,defs"] if sys.platform == "linux" else None,
+                extra_postargs=(
+                    [f"-Wl,--version-script={EXPORTS},-z,defs"] if sys.platform == "linux" else None
+                ),
             )
             os.replace(unfinished, target)
         finally:
@@ -304,16 +317,36 @@ class BuildLibrary(build_ext):
         return f"{fullname.replace('.', os.sep)}.abi3.so"
 
 
+class BuildWheel(bdist_wheel):
+    """A wheel for every later Python; without the library, for any machine."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        if not sysconfig.get_config_var("Py_GIL_DISABLED"):  # such a Python has no stable ABI before 3.15
+            self.py_limited_api = "cp311"
+
+    def run(self):
+        if not self.skip_build:
+            # What an earlier build left in the usual folder is no part of this wheel.
+            library = Path(f"{self.bdist_dir}-library")
+            shutil.rmtree(library, ignore_errors=True)
+            self.reinitialize_command("build", reinit_subcommands=True, build_lib=str(library))
+            self.run_command("build")
+            if not any(library.glob("irnext/*.so")):
+                self.distribution.ext_modules, self.root_is_pure = None, True
+        super().run()
+
+
 LIBRARY, CUDA_HOST = "irnext._C", "irnext._cuda_host"
 
 if __name__ == "__main__":
     names = [LIBRARY, CUDA_HOST] if os.environ.get("IRNEXT_CUDA_HOST") == "1" else [LIBRARY]
     files = {
         "sources": [*sources("csrc/**/*.cpp"), *sources("csrc/**/*.cu")],
-        "depends": [*sources("csrc/**/*.h"), *sources("csrc/**/*.cuh")],
+        "depends": [*sources("csrc/**/*.h"), *sources("csrc/**/*.cuh"), EXPORTS],
     }
     setup(
         # Without a compiler the package still works, in plain PyTorch, and says so.
         ext_modules=[Extension(name, optional=not REQUIRED, **files) for name in names],
-        cmdclass={"build_ext": BuildLibrary},
+        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": BuildWheel},
     )

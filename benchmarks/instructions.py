@@ -118,7 +118,7 @@ def build_driver(compiler: list[str]) -> Path:
     Raises CannotCount with what the compiler said.
     """
     settings = build_settings()
-    torch_include = ["-isystem", str(Path(torch.__file__).parent / "include")]
+    torch_include = settings.include_torch(Path(torch.__file__).parent)
     sources = (*settings.INSTRUCTION_SET_SOURCES, "csrc/cpu/dispatch.cpp")
     jobs = settings.job_count(os.environ.get("MAX_JOBS"))
     with contextlib.chdir(ROOT):  # paths and commands are those of the build

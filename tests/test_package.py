@@ -1,14 +1,15 @@
-"""The package as installed: names, the build with and without a compiler, the library's symbols."""
+"""The package as installed: its names, what it does without its library, what the libraries need."""
 
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -36,127 +37,113 @@ def run(code: str, folder: Path, **environment: str) -> str:
 
 def test_only_irnext_is_installed(tmp_path):
     code = (
-        "import importlib.util, irnext.kernels\n"
-        "print([name for name in ('kernels', 'tests', 'benchmarks') if importlib.util.find_spec(name)])"
+        "from importlib.util import find_spec\n"
+        "print([name for name in ('irnext', 'kernels', 'tests', 'benchmarks') if find_spec(name)])"
     )
-    assert run(code, tmp_path).strip() == "[]"
+    assert run(code, tmp_path).strip() == "['irnext']"
+
+
+NUMBERS = """
+import torch, irnext
+torch.manual_seed(0)
+module = irnext.LocalAttention(16).double()
+for gain in (module.low_gain, module.high_gain, module.inner_gain):
+    torch.nn.init.normal_(gain)
+x = torch.randn(2, 16, 6, 7, dtype=torch.float64, requires_grad=True)
+y = module(x)
+y.square().sum().backward()
+numbers = [y.sum().item(), x.grad.sum().item(), torch.ops.irnext.spatial_mean(x).sum().item()]
+"""
+WHY_NOT = """
+print(*numbers)
+print(irnext.backends()["cpu"].available)
+try:
+    irnext.use_backend("cpu")
+except RuntimeError as error:
+    print(error)
+"""
 
 
 def test_everything_works_without_the_library(tmp_path):
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "irnext", tmp_path / "irnext", ignore=ignored)
-    numbers = (
-        "import torch, irnext\n"
-        "torch.manual_seed(0)\n"
-        "module = irnext.LocalAttention(16).double()\n"
-        "for gain in (module.low_gain, module.high_gain, module.inner_gain):\n"
-        "    torch.nn.init.normal_(gain)\n"
-        "x = torch.randn(2, 16, 6, 7, dtype=torch.float64, requires_grad=True)\n"
-        "y = module(x)\n"
-        "y.square().sum().backward()\n"
-        "print(y.sum().item(), x.grad.sum().item(), torch.ops.irnext.spatial_mean(x).sum().item())\n"
-    )
-    without = run(numbers, tmp_path, PYTHONPATH=str(tmp_path)).split()
-    assert [float(n) for n in without] == pytest.approx([float(n) for n in run(numbers, ROOT).split()])
-    why = (
-        "import irnext\n"
-        "print(irnext.backends()['cpu'].available)\n"
-        "try:\n"
-        "    irnext.use_backend('cpu')\n"
-        "except RuntimeError as error:\n"
-        "    print(error)\n"
-    )
-    available, reason = run(why, tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
+    without, available, reason = run(NUMBERS + WHY_NOT, tmp_path, PYTHONPATH=str(tmp_path)).splitlines()
+    here = {}
+    exec(NUMBERS, here)
+    assert [float(number) for number in without.split()] == pytest.approx(here["numbers"])
     assert available == "False"
     assert reason.startswith("backend 'cpu' cannot be used: the compiled library is missing")
 
 
-def build_wheel(folder: Path, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """What `setup.py bdist_wheel` says in a copy of the sources, and the files of its wheel."""
-    source = folder / "source"
-    ignored = shutil.ignore_patterns(".*", "*.so", "build", "__pycache__", "fixtures", "results")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    result = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "bdist_wheel"],
-        cwd=source,
-        env={**os.environ, "IRNEXT_CUDA": "", "IRNEXT_REQUIRE_LIBRARY": "0", **environment},
-        capture_output=True,
-        text=True,
-    )
-    wheels = list((source / "dist").glob("*.whl"))
-    return result, zipfile.ZipFile(wheels[0]).namelist() if wheels else []
+# ---- what the libraries need ---------------------------------------------------------------------
+
+# The newest versions that a release may need: those of manylinux_2_34 (PEP 600).
+NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (7, 0, 0)}
+NEEDED = {"libtorch_cpu.so", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6"}
+LOADERS = {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
 
 
-NO_COMPILER = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
+class Symbol(NamedTuple):
+    """A symbol taken from another library; its kind is U, or w where it need not be there."""
+
+    kind: str
+    name: str
+    version: str
 
 
-def test_the_build_without_a_compiler_is_the_python_package(tmp_path):
-    result, names = build_wheel(tmp_path, **NO_COMPILER, IRNEXT_CUDA_HOST="1")
-    assert result.returncode == 0, result.stderr
-    assert "irnext/model.py" in names
-    assert "irnext/kernels/__init__.py" in names
-    assert not any(name.startswith(("kernels/", "tests/", "benchmarks/")) for name in names)
-    assert not any(name.endswith(".so") for name in names)
-    tuned = {f"irnext/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.json")}
-    assert tuned <= set(names)
+def inspect(*command: str | Path) -> str:
+    """What a tool of binutils prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({**NO_COMPILER, "IRNEXT_REQUIRE_LIBRARY": "1"}, "no-such-compiler cannot be run"),
-        ({"IRNEXT_CUDA": "1", "CUDA_HOME": "", "CUDA_PATH": "", "PATH": ""}, "there is no nvcc"),
-        ({"IRNEXT_CUDA": "yes"}, "error: IRNEXT_CUDA is 'yes': it must be 0"),
-        ({"MAX_JOBS": "many"}, "error: MAX_JOBS is 'many'"),
-    ],
-)
-def test_a_build_that_cannot_be_as_asked_fails(tmp_path, environment, message):
-    result, names = build_wheel(tmp_path, **environment)
-    assert result.returncode
-    assert message in result.stderr
-    assert not names
+def undefined_symbols(library: Path) -> list[Symbol]:
+    words = (line.split() for line in inspect("nm", "-D", "--undefined-only", library).splitlines())
+    return [Symbol(word[-2], *word[-1].partition("@")[::2]) for word in words]
 
 
-def undefined_symbols(library: Path) -> list[tuple[str, str]]:
-    """The kind (U, or w for weak) and name of every symbol that a library takes from others."""
-    listing = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
-    ).stdout
-    words = (line.split() for line in listing.splitlines())
-    return [(word[-2], word[-1].partition("@")[0]) for word in words]
-
-
-@pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils")
-@pytest.mark.parametrize("backend", ["cpu", "cuda-host"])
-def test_the_libraries_need_only_stable_symbols(backend):
-    status = irnext.backends()[backend]
+@pytest.fixture(params=sorted(LIBRARIES))
+def library(request) -> Path:
+    if shutil.which("nm") is None:
+        pytest.skip("needs binutils")
+    status = irnext.backends()[request.param]
     if not status:
         pytest.skip(status.reason)
-    symbols = undefined_symbols(LIBRARIES[backend])
-    names = [name for _, name in symbols]
-    of_torch = [name for name in names if "torch" in name or "c10" in name or "N2at" in name]
+    return LIBRARIES[request.param]
+
+
+def test_libraries_take_only_stable_symbols(library):
+    symbols = undefined_symbols(library)
+    plain = [symbol for symbol in symbols if not symbol.version]
+    of_torch = [symbol for symbol in plain if symbol.name.startswith(("aoti_torch_", "torch_"))]
     assert of_torch
-    assert all(name.startswith(("aoti_torch_", "torch_")) for name in of_torch), of_torch
-    assert not any(name.startswith(("Py", "_Py")) for name in names), "the library must not need Python"
-    # CUDA's run time is part of the library; what only a CUDA build of PyTorch has must be weak.
-    of_cuda = [name for kind, name in symbols if re.match(r"_*cu(da)?[A-Z]", name) and kind == "U"]
-    assert not of_cuda
-    assert all(kind == "w" for kind, name in symbols if name.startswith("aoti_torch_get_current_cuda"))
+    # Without a version: PyTorch's stable ABI, and what need not be there. CUDA's run time is in the library.
+    assert {symbol.kind for symbol in set(plain) - set(of_torch)} <= {"w"}
+    assert {symbol.version.partition("_")[0] for symbol in symbols if symbol.version} <= set(NEWEST)
 
 
-@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs binutils")
-@pytest.mark.parametrize("backend", ["cpu", "cuda-host"])
-def test_the_libraries_load_no_cuda(backend):
-    status = irnext.backends()[backend]
-    if not status:
-        pytest.skip(status.reason)
-    dynamic = subprocess.run(
-        ["readelf", "-d", str(LIBRARIES[backend])], capture_output=True, text=True, check=True
-    ).stdout
-    needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
-    assert "libtorch_cpu.so" in needed
-    assert not [name for name in needed if "cuda" in name or name.startswith("libcu")]
+@pytest.mark.skipif(
+    platform.libc_ver() > ("glibc", "2.36"), reason="built here, the library may need a newer C library"
+)
+def test_libraries_need_no_newer_system_than_releases_promise(library):
+    for symbol in undefined_symbols(library):
+        origin, _, number = symbol.version.partition("_")
+        assert not origin or tuple(map(int, number.split("."))) <= NEWEST[origin], symbol
+
+
+def test_libraries_load_only_pytorch_and_the_compilers_own(library):
+    dynamic = inspect("readelf", "--dynamic", library)
+    assert set(re.findall(r"NEEDED.*\[(.*)\]", dynamic)) - LOADERS == NEEDED
     assert not re.search("R(UN)?PATH", dynamic), "a library must not point into the machine it was built on"
+
+
+def test_libraries_export_nothing(library):
+    assert inspect("nm", "-D", "--defined-only", library) == ""
+
+
+def test_libraries_name_no_folder_of_the_machine(library):
+    content = library.read_bytes()
+    for folder in (ROOT, Path(torch.__file__).parent):
+        assert os.fsencode(f"{folder}/") not in content
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves a file open
