@@ -57,6 +57,7 @@ BENCHMARKS = {
     "gopro": Benchmark((*SYSTEMS, "irnext/complexity.py")),
     "growth": Benchmark((*SYSTEMS, "irnext/bands.py", "benchmarks/footprint.py", "benchmarks/laws.py")),
     "training_step": Benchmark(TRAINING),
+    "relatives": Benchmark((*NETWORK, "irnext/relatives.py", "irnext/recognition.py", "tests/relatives.py")),
     "loss": Benchmark(TRAINING),
     "loader": Benchmark((*TRAINING, "irnext/data")),
     "pretrained": Benchmark(

@@ -24,6 +24,7 @@ VARIANT_COLOURS = {
     PLAIN_COMPILED: "purple",
     OPTIMIZED: "blue",
 }
+NAMES_OF_RELATIVES = {"convir": "ConvIR", "fsnet": "FSNet"}
 DIRECTION_COLOURS = {"forward": "blue", "backward": "green", "forward + backward": "orange"}
 
 
@@ -376,6 +377,27 @@ def training_step(record: Record) -> list[Block]:
     return [Text(words), table(cells, about), *problems(record.rows)]
 
 
+def relatives(record: Record) -> list[Block]:
+    """Networks of other programs before and after `accelerate`."""
+    o = record.options
+    cells = [
+        {
+            "network": f"like {NAMES_OF_RELATIVES[row['network']]}",
+            "pass": row["pass"],
+            "variant": row["variant"],
+            **time_cells(row),
+            "x published": ratio(row, "as published"),
+            "peak MiB": mebibytes(row["peak_bytes"]),
+            "of published's": number(row["peak_of_published"], ".2f"),
+            "error": number(row["error"], ".0e"),
+        }
+        for row in record.rows
+    ]
+    about = f"{o['blocks']} blocks, {o['width']} channels, {o['size']}, {o['dtype']}"
+    words = "Networks of other programs' operators, before and after irnext.accelerate. Memory is counted."
+    return [Text(words), table(cells, about), *problems(record.rows)]
+
+
 def loss(record: Record) -> list[Block]:
     """The loss and its share of training steps."""
     cells = [
@@ -574,6 +596,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Record], list[Block]]]] = {
     "gopro": ("GoPro: IRNeXt and the networks it is compared with", gopro),
     "growth": ("Cost as pictures grow", growth),
     "training_step": ("Training step", training_step),
+    "relatives": ("Relatives, accelerated", relatives),
     "loss": ("Dual-domain loss", loss),
     "loader": ("Training loader", loader),
     "instructions": ("Instructions of the CPU kernels", instructions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import zlib
@@ -34,6 +35,14 @@ LONGEST = ("test_triton.py", "test_export.py", "test_cuda_host_sanitizers.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)  # the others stay in order
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests and all of PyTorch, through which every collection would look else
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # some libraries complain of what is never collected
 
 
 def pytest_runtest_setup(item):
