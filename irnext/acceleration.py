@@ -95,10 +95,17 @@ def accelerate(module: nn.Module) -> Report:
 def restore_original(module: nn.Module) -> int:
     """Undo `accelerate`, in place; the number of operators that were given their own class back.
 
-    Raises TypeError for what is not an nn.Module.
+    Raises TypeError for what is not an nn.Module, and RuntimeError, before anything is changed, where an
+    operator's class was changed once more since, as `fully_shard` and parametrizations do.
     """
     _check(module)
     operators = [operator for operator in module.modules() if isinstance(operator, Accelerated)]
+    for operator in operators:
+        if "original" not in vars(type(operator)):
+            raise RuntimeError(
+                f"a {operator.original.__name__} became a {type(operator).__name__} after it was "
+                "accelerated: undo that first"
+            )
     for operator in operators:
         operator.__class__ = operator.original
     return len(operators)

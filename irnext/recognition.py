@@ -164,8 +164,11 @@ def read_pyramid(module: nn.Module) -> Candidates:
     pools, convs, dynas = lists
     if not len(pools) == len(convs) == len(dynas) > 0:
         raise Unlike(f"it has {len(pools)} pools, {len(convs)} convs and {len(dynas)} dynas")
-    if not all(isinstance(pool, nn.AvgPool2d) and isinstance(pool.kernel_size, int) for pool in pools):
-        raise Unlike("its pools are not average pools of squares")
+    if not all(
+        isinstance(pool, nn.AvgPool2d) and isinstance(pool.kernel_size, int) and not pool.ceil_mode
+        for pool in pools
+    ):
+        raise Unlike("its pools are not average pools of whole squares")
     yield PoolPyramid, tuple(pool.kernel_size for pool in pools)
 
 
@@ -213,11 +216,29 @@ def _compare(original: nn.Module, cls: type[Accelerated]) -> str | None:
     for training in (False, True):
         ours = copy.deepcopy(original)
         ours.__class__ = cls
+        _check_left_out(ours)
         expected, found = _results(original.train(training), x), _results(ours.train(training), x)
         for name, a in expected.items():
             if (error := _error(found[name], a)) > MOST_ERROR:
                 return f"it computes something else than the published operator ({name}: off by {error:.0e})"
     return None
+
+
+def _check_left_out(ours: Accelerated) -> None:
+    """Raise `Unlike` for a part with code of its own that would not run any more.
+
+    A local mean, whose window covers the trial's small plane, looks like the mean of the plane there. Only
+    `modulate` has such code as published.
+    """
+    names = {part: name for name, part in ours.named_modules()}
+    for part in ours.left_out():
+        for inner in part.modules() if isinstance(part, nn.Sequential) else (part,):
+            own = "forward" in vars(inner) or not type(inner).__module__.startswith("torch.nn.")
+            if own and names[inner] != "modulate":
+                raise Unlike(
+                    f"its {names[inner]} is of no class of PyTorch, {type(inner).__name__}, and may compute "
+                    "something else on larger planes"
+                )
 
 
 def _error(found: Tensor | None, expected: Tensor | None) -> float:

@@ -57,8 +57,11 @@ class Accelerated(nn.Module):
     form: ClassVar[Any]
     called: ClassVar[tuple[str, ...]] = ("conv", "bn")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.is_observed() else self.compute(x)
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Any:
+        """Of x alone as `compute` has it; what the original takes besides is only known to the original."""
+        if others or named or self.is_observed():
+            return super().forward(x, *others, **named)
+        return self.compute(x)
 
     def is_observed(self) -> bool:
         """Whether there are hooks on what would be left out, so that the original has to run."""

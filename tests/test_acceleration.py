@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import CPU_BACKENDS, FIXTURES, draw, load_fixture, relative_error
 from relatives import ConvIR, ConvIRLike, FSNet, IRNeXt, LatchedMean, SANet, draw_weights, respond
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 import irnext
 from irnext import accelerate, restore_original
@@ -211,6 +212,24 @@ def test_restore_original():
     assert torch.equal(ours(picture((2, 3, 32, 40))), original(picture((2, 3, 32, 40))))
     assert restore_original(ours) == 0
     assert len(accelerate(ours).swapped) == 10
+
+
+class Doubled(nn.Module):
+    def forward(self, weights):
+        return 2 * weights
+
+
+def test_a_class_that_was_changed_once_more_is_not_undone():
+    original, ours = pair("convir, dilation 7", training=False)
+    kinds = [type(m) for m in ours.modules()]
+    for module in (original, ours):
+        register_parametrization(module.strip_att.H_spatial_att, "lamb_l", Doubled())
+    with pytest.raises(RuntimeError, match=r"spatial_strip_att became a Parametrized.*: undo that first"):
+        restore_original(ours)
+    x = picture((2, 16, 11, 9))
+    assert relative_error(ours(x), original(x)) < TIGHT
+    remove_parametrizations(ours.strip_att.H_spatial_att, "lamb_l")
+    assert [type(m) for m in ours.modules()] == kinds and restore_original(ours) == 3
 
 
 def saved(module: nn.Module) -> nn.Module:
@@ -469,6 +488,25 @@ def with_forward() -> nn.Module:
     return module
 
 
+def latched(window: tuple[int, int]) -> LatchedMean:
+    """A local mean that has seen a picture: on planes within its window it is the mean of the plane."""
+    mean = LatchedMean()
+    mean.window = window
+    return mean
+
+
+def latched_gate() -> nn.Module:
+    module = FSNet.dynamic_filter(8)
+    module.modulate.gap = latched((30, 30))
+    return module
+
+
+def rounded_up() -> nn.Module:
+    pools = (nn.AvgPool2d(rate, rate, ceil_mode=True) for rate in (8, 4, 2))
+    dynas = [nn.Identity() for _ in range(3)]
+    return with_member(ConvIR.DeepPoolLayer(4, dynas), pools=nn.ModuleList(pools))
+
+
 def wrong_gap() -> nn.Module:
     return with_member(IRNeXt.dynamic_filter(8), gap=nn.AdaptiveAvgPool2d(2))
 
@@ -502,6 +540,16 @@ ALIKE = {
         "makes 70 numbers of 8 channels: no filters of 3x3",
     ),
     "other mean": (wrong_gap, "gap makes planes of 2"),
+    "latched mean": (
+        lambda: with_member(IRNeXt.dynamic_filter(8), ap=latched((30, 30))),
+        "its ap is of no class of PyTorch, LatchedMean, and may compute something else on larger",
+    ),
+    "latched mean inside": (
+        lambda: with_member(IRNeXt.dynamic_filter(8), ap=nn.Sequential(latched((30, 30)))),
+        r"its ap\.0 is of no class of PyTorch",
+    ),
+    "latched gates": (latched_gate, r"its modulate\.gap is of no class of PyTorch, LatchedMean"),
+    "pools rounded up": (rounded_up, "pools are not average pools of whole squares"),
     "fails": (
         lambda: with_member(IRNeXt.dynamic_filter(8), pad=nn.Identity()),
         "could not be tried out: RuntimeError",
@@ -532,6 +580,21 @@ def test_subclasses_that_compute_the_same_are_accelerated():
     assert str(accelerate(module)) == "accelerated 1 of 1 operators: 1 dynamic_filter"
     assert type(module).__name__ == "accelerated_dynamic_filter"
     assert_same(module, reference, picture((2, 8, 5, 6)))
+
+
+class Scaled(IRNeXt.dynamic_filter):
+    """With a second input, that may be left out."""
+
+    def forward(self, x, scale=1):
+        return scale * super().forward(x)
+
+
+def test_further_arguments_go_to_the_original():
+    module = draw_weights(Scaled(8)).eval()
+    reference, x = copy.deepcopy(module), picture((2, 8, 5, 6))
+    assert len(accelerate(module).swapped) == 1
+    for arguments, named in (((), {}), ((2,), {}), ((), {"scale": 3})):
+        assert relative_error(module(x, *arguments, **named), reference(x, *arguments, **named)) < TIGHT
 
 
 class Bare:
