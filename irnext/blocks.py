@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -285,9 +286,9 @@ class MultiScaleModule(PublishedNames):
             return LocalAttention(channels, groups, kernel_size, modulation, activation)
 
         self.pool_rates, self.pooling = tuple(pool_rates), pooling
-        for rate, finer in zip(self.pool_rates, (*self.pool_rates[1:], 1), strict=True):
-            if rate < 2 or rate & (rate - 1) or rate <= finer:
-                raise ValueError(f"pool_rates is {self.pool_rates}: falling powers of two, at least 2")
+        powers = all(isinstance(r, int) and r > 1 and not r & (r - 1) for r in self.pool_rates)
+        if not self.pool_rates or not powers or any(a <= b for a, b in itertools.pairwise(self.pool_rates)):
+            raise ValueError(f"pool_rates is {self.pool_rates}: falling powers of two, at least 2")
         if pooling != "average":  # average pools have no weights and share one read: ops.pool_pyramid
             self.pools = nn.ModuleList(make_pool(pooling, channels, rate) for rate in self.pool_rates)
         self.convs = nn.ModuleList(Conv(channels, channels, bias=False) for _ in self.pool_rates)

@@ -36,6 +36,9 @@ PICKLES = (".pkl", ".pth", ".pt", ".ckpt")
 _CONTAINERS = ("model", "state_dict", "params")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
+# Settings that count modules, each of which has weights.
+_COUNTS = {"blocks", "num_res", "num_cab", "depths", "num_blocks", "num_refinement_blocks"}
+
 _LISTED = 4  # entries of each kind that an error message names
 
 
@@ -118,9 +121,9 @@ def find(
     state = architecture.tidy(state)
     names = _our_names(state, architecture)
     known = {**_stored_settings(metadata), **(settings or {})}
-    _check_settings(known, architecture)
+    _check_settings(known, architecture, len(state))
     all_settings = architecture.settings(shapes, known)
-    with torch.device("meta"):  # takes no memory, whatever the settings say
+    with torch.device("meta"):  # takes no memory, however wide it is
         model = architecture.build(**all_settings)
     return Found(architecture, state, names, model)
 
@@ -398,12 +401,18 @@ def _our_names(state: dict[str, Tensor], architecture: Architecture) -> dict[str
     return names
 
 
-def _check_settings(settings: dict[str, Any], architecture: Architecture) -> None:
-    """Raise ValueError for settings that the model does not have, or of another type."""
+def _check_settings(settings: dict[str, Any], architecture: Architecture, entries: int) -> None:
+    """Raise ValueError for settings that the model does not have, or of another type, or of more modules
+    than the weights have entries: a model of a million blocks would take long to make."""
     try:
         check_settings(settings, architecture.build, architecture.name)
     except ValueError as error:
         raise ValueError(f"the weights are of {architecture.name}: {error}") from None
+    for name in _COUNTS & settings.keys():
+        value = settings[name]
+        counts = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(count, int) and count > entries for count in counts):
+            raise ValueError(f"the setting {name} is {value}: the weights have {entries} entries in all")
 
 
 def _check_entries(

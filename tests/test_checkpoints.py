@@ -349,6 +349,14 @@ def test_what_does_not_fit_is_named_in_one_message(tmp_path):
     )
 
 
+def test_settings_of_more_blocks_than_weights_make_no_model(tmp_path):
+    """A file may come from anybody, and a million blocks would take hours, even without memory."""
+    model = small_model()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    message = f"the setting blocks is 1000000: the weights have {len(model.state_dict())} entries in all"
+    assert refusal(tmp_path / "weights.pth", blocks=10**6) == message
+
+
 MISLEADING = [
     "encoder.0.layers.0.conv1.weight",
     "encoder.0.layers.0.msm.convs.2.weight",

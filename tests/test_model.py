@@ -259,6 +259,8 @@ def test_every_option_trains_and_restores(options, size):
         ({"kernel_size": 4}, "kernel_size is 4"),
         ({"pool_rates": (2, 4)}, "falling powers of two"),
         ({"pool_rates": (6, 2)}, "falling powers of two"),
+        ({"pool_rates": (8, 4, "x")}, "falling powers of two"),
+        ({"pool_rates": ()}, "falling powers of two"),
         ({"width": 0}, "width is 0"),
     ],
 )

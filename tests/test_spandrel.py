@@ -252,6 +252,14 @@ def test_weights_without_channels_are_refused(loader):
         loader.load_from_state_dict(empty)
 
 
+def test_weights_that_are_packed_are_refused(loader):
+    """Nothing shows the width where convolutions are flat, as some programs quantise them."""
+    state = make("irnext-gopro").official_state_dict()
+    packed = {name: entry.flatten() if ".main.0.weight" in name else entry for name, entry in state.items()}
+    with pytest.raises(ValueError, match=r"do not fit IRNeXt.* of another shape"):
+        loader.load_from_state_dict(packed)
+
+
 def test_files_that_are_refused(plugin, tmp_path):
     torch.save(irnext.create_model("mimo-unet", num_res=1).state_dict(), tmp_path / "other.pth")
     with pytest.raises(

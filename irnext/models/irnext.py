@@ -86,8 +86,8 @@ def _settings(shapes: dict[str, torch.Size], known: dict[str, Any]) -> dict[str,
     settings = {name: majority(values) for name, values in shown.items() if values}
     if settings.get("branch") == "lam":
         _check_low_pass(settings["low_pass"], known.get("low_pass", settings["low_pass"]))
-    if projections:
-        width = known.get("width", settings.get("width"))
+    width = known.get("width", settings.get("width"))
+    if projections and width is not None:
         settings["groups"], settings["kernel_size"] = _groups_and_kernel(
             majority(projections), width, known.get("groups"), known.get("kernel_size")
         )
