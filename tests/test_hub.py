@@ -125,7 +125,7 @@ def test_files_of_other_programs_stay(tmp_path, files):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", sorted(FILES))
 def test_nothing_is_half_written(saved, monkeypatch, name):
     """A disk that is full at any of the files leaves the model of before, and nothing in its place at all."""
     before = contents(saved)
