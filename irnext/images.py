@@ -72,14 +72,14 @@ def read(path: str | os.PathLike, formats: Sequence[str] | None = None) -> Image
         warnings.simplefilter("ignore")  # on large pictures, our trade, and on damaged EXIF data
         try:
             image = Image.open(file, formats=formats)
-            frames = getattr(image, "n_frames", 1)
-            if frames == 1 or image.format == "MPO":
+            # To count the frames may take long, and nothing needs their number.
+            if not getattr(image, "is_animated", False) or image.format == "MPO":
                 return _upright(image)
         except Image.UnidentifiedImageError:
             raise ValueError(f"{path}: not a picture in a format that can be read") from None
         except Exception as error:  # decoders of broken files raise anything
             raise ValueError(f"{path}: the picture cannot be decoded: {error}") from error
-    raise ValueError(f"{path}: has {frames} frames; extract them into pictures first")
+    raise ValueError(f"{path}: has several frames; extract them into pictures first")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import importlib.util
 import io
@@ -10,12 +11,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
 import uuid
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +39,7 @@ from irnext.restoration import restore
 from irnext.serving import Limits
 from irnext.serving.restoring import Restorer
 from irnext.serving.storage import Storage
+from irnext.serving.threads import Threads
 
 pytestmark = pytest.mark.xdist_group("serving")
 
@@ -233,7 +237,7 @@ def refusals() -> dict[str, tuple[bytes, str, str]]:
         "frames": (
             encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
             "two.gif",
-            "two.gif: has 2 frames; extract them into pictures first",
+            "two.gif: has several frames; extract them into pictures first",
         ),
         "hostile name": (b"hello", "&lt;i&gt;&.png", rf"[^<>]*amp;[^<>]*: {not_read}"),
     }
@@ -247,15 +251,50 @@ def test_bad_files_are_refused_with_the_reason_and_without_a_path(server):
         assert str(server.temporary) not in str(caught.value)
 
 
-def test_a_bomb_is_refused_without_its_memory(server):
-    bomb = png_of_zeros(20000, 10000)
-    assert len(bomb) < 2e5
+def tiff_of(tags: list[tuple[int, int, int, int]], content: bytes) -> bytes:
+    """Tags, and what follows them, of a TIFF: number, type, count, value (-1: where the content is)."""
+    place = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", *tag[:3], place if tag[3] < 0 else tag[3]) for tag in tags]
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4) + content
+
+
+def bombs() -> dict[str, tuple[bytes, str]]:
+    """Files, and what is said of them."""
+    grey = [(256, 4, 1, 64), (257, 4, 1, 48), (258, 3, 1, 8), (262, 3, 1, 1)]
+    strip = [(259, 3, 1, 1), (273, 4, 1, -1), (279, 4, 1, 64 * 48)]
+    alike = [(40000 + index, 7, 2**20, -1) for index in range(100)]
+    tile = zlib.compress(bytes(8192 * 8192), 1)
+    tiled = [(259, 3, 1, 8), (322, 4, 1, 8192), (323, 4, 1, 8192), (324, 4, 1, -1), (325, 4, 1, len(tile))]
+    hidden = [(322, 4, 1, 64), (323, 4, 1, 64)]  # Pillow reads these, libtiff the first
+    too_large = "the picture is too large: at most 50 megapixels"
+    too_much = "the picture cannot be decoded: its tags take more than the file"
+    return {
+        "pixels": (png_of_zeros(20000, 10000), too_large),  # 200 MB decoded, and 2.4 GB as numbers
+        "tile": (tiff_of(grey + tiled, tile), too_large),
+        "hidden tile": (tiff_of(grey + tiled + hidden, tile), too_large),
+        "tags": (tiff_of(grey + strip + alike, bytes(2**20)), too_much),
+    }
+
+
+def test_bombs_are_refused_without_their_memory(server):
     server.restore(encoded(cat()))  # what the first call takes is not counted
+    for kind, (bomb, reason) in bombs().items():
+        assert len(bomb) < 1.2 * 2**20, kind
+        server.reset_peak()
+        before = server.memory("VmRSS")
+        with pytest.raises(Refused, match=rf"picture\.png: {reason}"):
+            server.restore(bomb)
+        assert server.memory("VmHWM") - before < 30 * 2**20, kind
+
+
+def test_exif_data_that_is_a_bomb_is_left_out(server):
+    alike = [(40000 + index, 7, 2**20, -1) for index in range(100)]
+    bomb = encoded(cat(), "PNG", exif=tiff_of([(274, 3, 1, 6), *alike], bytes(2**20)))
     server.reset_peak()
     before = server.memory("VmRSS")
-    with pytest.raises(Refused, match=r"picture\.png: the picture is too large: at most 50 megapixels"):
-        server.restore(bomb)
-    assert server.memory("VmHWM") - before < 30 * 2**20  # decoded it would take 200 MB, and 2.4 GB as numbers
+    found = server.restore(bomb)
+    assert found.size == (64, 48) and not found.getexif()
+    assert server.memory("VmHWM") - before < 30 * 2**20
 
 
 def test_what_cannot_be_asked(server):
@@ -285,10 +324,35 @@ def test_only_uploaded_files_can_be_named(server, tmp_path):
         json.dumps({"data": [{"nested": [hidden]}, TASK]}),
         json.dumps({"data": [hidden, TASK]}).replace('"meta"', f'"path": "{folder}/a.png", "meta"'),  # twice
         "[" * 10000,
+        json.dumps({"data": [{"path": f"{folder}/a\0.png"}, TASK]}),
     ):
         for way in ("call/restore", "queue/join"):
             answer = server.request("POST", f"/gradio_api/{way}", call.encode())
             assert answer.status == 400, (way, call[:80])
+
+
+def test_calls_that_would_fail_inside_gradio_are_refused(server):
+    for call in (
+        [],
+        {"data": None},
+        {"data": []},
+        {"data": [None]},
+        {"data": ["picture", TASK]},
+        {"data": [None, [TASK]]},
+        {"data": [None, float("nan")]},
+        {"data": [None, "\ud800"]},
+        {"data": [None, TASK], "fn_index": 1},
+        {"data": [None, TASK], "session_hash": "a" * 65},  # Gradio would keep it for ever
+    ):
+        for way in ("call/restore", "queue/join"):
+            answer = server.request("POST", f"/gradio_api/{way}", json.dumps(call).encode())
+            told = answer.body.startswith((b'give "data": [', b"the request is not JSON", b"there is no"))
+            assert answer.status == 400 and told, (way, call)
+    answer = server.request("GET", "/gradio_api/call/restore/unknown")  # and nothing is logged
+    assert answer.status == 200 and answer.body == b'event: error\ndata: "404: Not Found"\n\n'
+    field = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\na\r\n--b--\r\n'
+    kind = "multipart/form-data; boundary=b"
+    assert server.request("POST", "/gradio_api/upload?upload_id=a", field, Content_Type=kind).body == b"[]"
 
 
 def test_nothing_else_is_served(server, tmp_path):
@@ -319,6 +383,42 @@ def test_large_requests_are_refused_before_they_are_read(server):
         assert answer.status == 413 and b"too large: at most " + most in answer.body
         chunked = iter([b"a" * 1000])  # of a length that is not told
         assert server.request("POST", path, chunked, Transfer_Encoding="chunked").status == 411
+
+
+def test_an_upload_that_is_broken_off_is_not_logged(server):
+    address = (urlsplit(server.url).hostname, urlsplit(server.url).port)
+    with socket.create_connection(address, WAIT) as visitor:
+        visitor.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        )
+        time.sleep(0.2)
+    assert server.request("GET", "/").status == 200
+
+
+def test_so_many_connections_are_let_in(server):
+    address = (urlsplit(server.url).hostname, urlsplit(server.url).port)
+    silent = [socket.create_connection(address, WAIT) for _ in range(450)]
+    with pytest.raises(ConnectionError):
+        server.request("GET", "/")
+    assert len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) < 450
+    for connection in silent[:100]:
+        connection.close()
+    while (status := statuses(server)) != 503:
+        assert status is None
+    for connection in silent:
+        connection.close()
+    while (status := statuses(server)) != 200:
+        assert status in (None, 503)
+
+
+def statuses(server) -> int | None:
+    """The status of an answer; None where the connection is refused."""
+    time.sleep(0.05)
+    try:
+        return server.request("GET", "/robots.txt").status
+    except ConnectionError:
+        return None
 
 
 def test_the_page_is_self_contained(server):
@@ -508,10 +608,15 @@ def test_wrong_options_are_refused(options, reason, capsys):
     assert reason in refused(capsys, "--device", "cpu", *options)
 
 
+def test_memory_that_cannot_be_bounded_is_told(capsys, tmp_path):
+    checkpoints.save(irnext.create_model("mimo-unet"), tmp_path / "a.safetensors")
+    options = ["--weights", str(tmp_path / "a.safetensors"), "--port", "0"]
+    assert "max_memory is for an IRNeXt, and the model is" in refused(capsys, *options, "--max-memory", "1G")
+
+
 def test_without_gradio(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     assert "the page needs gradio: pip install 'irnext[demo]'" in refused(capsys, "--port", "0")
 
 
@@ -546,23 +651,66 @@ def test_models_are_loaded_once_each_when_asked_for(tmp_path):
     assert not storage.folder.exists()
 
 
+def test_a_failure_holds_no_memory():
+    held = []
+
+    def fail_first():
+        picture = cat()
+        held.append(weakref.ref(picture))
+        raise KeyError
+
+    def fail():
+        try:
+            fail_first()
+        except KeyError as error:
+            raise ValueError("no") from error
+
+    with pytest.raises(ValueError, match="no") as caught:
+        asyncio.run(Threads().run(fail))
+    assert held[0]() is None
+    assert caught.traceback[-1].name == "fail"  # can be told all the same
+
+
 def test_what_is_stored_is_bounded_and_the_oldest_goes_first():
-    with Storage(1000) as storage:
+    with Storage(1_000_000) as storage:
         assert storage.folder.stat().st_mode & 0o777 == 0o700
         files = []
         for age in (30, 20, 10):
             files.append(storage.new_folder() / "file")
-            files[-1].write_bytes(bytes(300))
+            files[-1].write_bytes(bytes(300_000))
             os.utime(files[-1], (time.time() - age,) * 2)
-        storage.make_room(100)
+        with storage.reserved(100_000):
+            storage.make_room()
         assert all(file.exists() for file in files)
-        storage.make_room(101)
+        with storage.reserved(100_001):
+            storage.make_room()
         assert [file.exists() for file in files] == [False, True, True]
         os.utime(files[1], (0, 0))
-        os.utime(files[1].parent, (0, 0))
+        empty = storage.new_folder()
         storage.make_room()
         assert [file.exists() for file in files] == [False, False, True]
-        assert not files[1].parent.exists() and files[0].parent.exists()
+        assert not files[1].parent.exists() and not files[0].parent.exists() and empty.exists()
+        os.utime(empty, (0, 0))
+        storage.make_room()
+        assert not empty.exists()
+
+
+def test_small_files_are_few():
+    with Storage(1_000_000) as storage:
+        for index in range(10):
+            (storage.new_folder() / "file").write_bytes(bytes(index))
+        storage.make_room()
+        assert len(list(storage.folder.iterdir())) == 3  # of 256 KiB, as they count
+
+
+def test_uploads_under_way_take_half_of_the_storage_at_most():
+    with Storage(1000) as storage:
+        with storage.reserved(900), pytest.raises(BlockingIOError, match="being uploaded: try again later"):
+            storage.reserved(1).__enter__()
+        with storage.reserved(400), storage.reserved(100), pytest.raises(BlockingIOError):
+            storage.reserved(1).__enter__()
+        with storage.reserved(1):
+            pass
 
 
 def test_limits_say_what_is_taken():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ from ..memory import parse_size
 from ..ops import backends
 from ..pretrained import list_pretrained
 from ..restoration import restore
-from ..restoration.inference import prepared
+from ..restoration.inference import check_memory, prepared
 from ..serving import Limits
 from ..serving import serve as serve_page
 from .common import DTYPES, LowPass, Name, check_backend
@@ -75,6 +76,10 @@ def serve(
         given = (None, None) if task else (model, low_pass)
         network = load_model(file, *given, task)
         network, computed, most = to_compute_on(device, network, DTYPES[dtype], tile, max_memory)
+        check_memory(network, tile, most)
+        if device == "cpu" and tile is None and most is None:
+            note = f"nothing but the picture's size bounds the memory of {task or file.stem}: give --tile"
+            print(f"irnext: note: {note}", file=sys.stderr)
         network, computed = prepared(network, computed, device, most)
         options = {"tile": tile, "overlap": overlap, "max_memory": most, "dtype": computed}
         return functools.partial(restore, network, device=device, **options)

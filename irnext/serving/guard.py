@@ -5,27 +5,34 @@ Gradio serves far more than one page needs, such as fetching addresses that a vi
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..memory import format_size
+from .storage import Storage
 
 API = "/gradio_api"
 READ = re.compile(
     r"/|/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt)|/(assets|static|svelte)/.*"
-    rf"|{API}/(info|startup-events|theme\.css|queue/data|upload_progress|heartbeat/\w+|call/restore/\w+)"
+    rf"|{API}/(info|startup-events|theme\.css|queue/data|heartbeat/\w+|call/restore/\w+)"
 )
 FILE = f"{API}/file="
 UPLOAD = f"{API}/upload"
-CALL = re.compile(rf"{API}/(queue/join|call/restore|cancel|reset)/?")
+JOIN = re.compile(rf"{API}/(queue/join|call/restore)/?")
+END = re.compile(rf"{API}/(cancel|reset)/?")
 CALL_SIZE = 64 * 1024  # bytes of a request other than an upload
+NAME_SIZE = 64  # characters of a visitor's name, which Gradio keeps
 FORM_SIZE = 64 * 1024  # bytes around a file in an upload
 HEADERS = {
     # The page is self-contained: a browser that is told so sends nothing anywhere else.
@@ -50,13 +57,12 @@ class Guard:
 
     Args:
         app: what is guarded.
-        folder: the only one whose files are served, and may be named in a call.
+        storage: of whose folder alone files are served, and may be named in a call.
         max_upload: bytes of a file.
-        make_room: called with the bytes of an upload before it begins.
     """
 
-    def __init__(self, app: ASGIApp, folder: Path, max_upload: int, make_room: Callable[[int], None]):
-        self.app, self.folder, self.max_upload, self.make_room = app, folder, max_upload, make_room
+    def __init__(self, app: ASGIApp, storage: Storage, max_upload: int):
+        self.app, self.storage, self.max_upload = app, storage, max_upload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the start and the end; there are no web sockets
@@ -69,30 +75,42 @@ class Guard:
             await send(message)
 
         try:
-            receive = await self.admit(scope, receive)
+            with contextlib.ExitStack() as until_answered:
+                receive = await self.admit(scope, receive, until_answered)
+                await self.app(scope, receive, send_with_headers)
         except Refusal as refusal:
             response = PlainTextResponse(str(refusal), refusal.status)
             await response(scope, receive, send_with_headers)
-        else:
-            await self.app(scope, receive, send_with_headers)
+        except ClientDisconnect:  # in the middle of an upload: nobody waits for an answer
+            pass
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, HTTPException):
+                raise
+            # The stream of a call that is not, or no longer, known: it has told so.
+            await send({"type": "http.response.body"})
 
-    async def admit(self, scope: Scope, receive: Receive) -> Receive:
+    async def admit(self, scope: Scope, receive: Receive, until_answered: contextlib.ExitStack) -> Receive:
         """What the guarded application receives of a request; raises Refusal for one that is not allowed."""
         method, path = scope["method"], scope["path"]
         if method in ("GET", "HEAD"):
             if not READ.fullmatch(path) and not (path.startswith(FILE) and self.holds(path[len(FILE) :])):
                 raise Refusal(404, "not found")
             return receive
-        if method != "POST" or not (path == UPLOAD or CALL.fullmatch(path)):
-            raise Refusal(404, "not found")
-        if path == UPLOAD:
+        if method == "POST" and path == UPLOAD:
             size = declared_size(scope, self.max_upload + FORM_SIZE, "the picture's file", self.max_upload)
-            self.make_room(size)
+            try:
+                until_answered.enter_context(self.storage.reserved(size))
+            except BlockingIOError as error:
+                raise Refusal(503, str(error)) from None
+            await asyncio.to_thread(self.storage.make_room)
+            scope["query_string"] = b""  # by which Gradio would keep, for ever, how far the upload is
             return receive
+        if method != "POST" or not (JOIN.fullmatch(path) or END.fullmatch(path)):
+            raise Refusal(404, "not found")
         declared_size(scope, CALL_SIZE, "the request", CALL_SIZE)
-        return await self.checked_call(receive)
+        return await self.checked_call(receive, JOIN.fullmatch(path) is not None)
 
-    async def checked_call(self, receive: Receive) -> Receive:
+    async def checked_call(self, receive: Receive, joins: bool) -> Receive:
         """Read a call, which must name no file but uploaded ones, and give it back to be read again.
 
         Gradio would download an address in place of a file, and, mounted, copy any file of the server.
@@ -103,15 +121,19 @@ class Guard:
             body += message.get("body", b"")
             more = message.get("more_body", False)
 
-        def check(pairs: list[tuple[str, object]]) -> None:
+        def check(pairs: list[tuple[str, object]]) -> dict[str, object]:
             for key, value in pairs:
                 if key == "path" and value is not None and not (isinstance(value, str) and self.holds(value)):
                     raise Refusal(400, "give the picture as an uploaded file, not as a path or an address")
+            return dict(pairs)
 
         try:
-            json.loads(body, object_pairs_hook=check)
+            call = json.loads(body, object_pairs_hook=check)
+            json.dumps(call, allow_nan=False, ensure_ascii=False).encode()  # what Python alone takes for JSON
         except (ValueError, RecursionError):
             raise Refusal(400, "the request is not JSON") from None
+        if joins:
+            check_join(call)
         replay = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -121,7 +143,19 @@ class Guard:
 
     def holds(self, path: str) -> bool:
         """Whether a path leads to something in the folder."""
-        return Path(os.path.normpath(path)).is_relative_to(self.folder)
+        return "\0" not in path and Path(os.path.normpath(path)).is_relative_to(self.storage.folder)
+
+
+def check_join(call: Any) -> None:
+    """Raise Refusal for what would not be a call of the page's one function, and fail inside Gradio."""
+    match call:
+        case {"data": [dict() | None, str(), *_]}:
+            pass
+        case _:
+            raise Refusal(400, 'give "data": [the picture as an uploaded file, the task]')
+    visitor = call.get("session_hash")
+    if call.get("fn_index") not in (None, 0) or not (visitor is None or len(str(visitor)) <= NAME_SIZE):
+        raise Refusal(400, "there is no such function, or the session's name is too long")
 
 
 def declared_size(scope: Scope, most: int, what: str, limit: int) -> int:

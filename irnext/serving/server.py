@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
 from ..memory import format_size
+from .bombs import guard_pillow
 from .restoring import SHOWN, Restore, Restorer
 from .storage import Storage
 from .threads import Threads
 
 SHOWN_SIZE = 2 * 4 * SHOWN**2  # bytes of both pictures that the page shows, at most
+CONNECTIONS = 256  # that are served; as many wait, and half as many are let in to be told so
 SECONDS_TO_FINISH = 2  # for answers under way when the server ends
 
 
@@ -60,8 +60,7 @@ def serve(
 ) -> None:
     """Serve the page until a signal ends it, and print its address on a line when it can be visited.
 
-    The process is the server's from then on: Pillow's limit on pixels and Gradio's environment variables
-    are set.
+    The process is the server's from then on: Pillow's limits and Gradio's environment variables are set.
 
     Args:
         models: by what they are called, functions that load one and return what restores a picture by it.
@@ -104,7 +103,6 @@ def listening(host: str, port: int) -> socket.socket:
 def server_of(restorer: Restorer, limits: Limits, about: str, root_path: str):
     """The web server, of which `run` serves and returns after a signal."""
     folder = restorer.storage.folder
-    Image.MAX_IMAGE_PIXELS = limits.pixels / 2  # Pillow refuses more than twice its limit
     os.environ.update(
         GRADIO_TEMP_DIR=str(folder),
         GRADIO_EXAMPLES_CACHE=str(folder),
@@ -117,11 +115,13 @@ def server_of(restorer: Restorer, limits: Limits, about: str, root_path: str):
         import gradio as gr
         import uvicorn
         from starlette.applications import Starlette
+        from uvicorn.protocols.http.h11_impl import H11Protocol
     except ImportError as error:
         raise ImportError(f"the page needs {error.name}: pip install 'irnext[demo]'") from None
     from . import page as pages
     from .guard import Guard
 
+    guard_pillow(limits.pixels)
     threads = Threads()
     page = pages.build(restorer, threads, str(limits), about, limits.queue)
     application = gr.mount_gradio_app(
@@ -140,6 +140,12 @@ def server_of(restorer: Restorer, limits: Limits, about: str, root_path: str):
         css=pages.CSS,
     )
 
+    class Protocol(H11Protocol):
+        def connection_made(self, transport) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > 3 * CONNECTIONS // 2:  # silent ones, too, take a descriptor each
+                transport.close()
+
     class Server(uvicorn.Server):
         async def shutdown(self, sockets=None) -> None:
             page.close(verbose=False)  # ends the streams that browsers keep open
@@ -148,7 +154,10 @@ def server_of(restorer: Restorer, limits: Limits, about: str, root_path: str):
 
     return Server(
         uvicorn.Config(
-            Guard(application, folder, limits.upload, restorer.storage.make_room),
+            Guard(application, restorer.storage, limits.upload),
+            http=Protocol,
+            limit_concurrency=CONNECTIONS,
+            backlog=CONNECTIONS,  # so many asyncio takes at a time before it looks at them
             log_level="error",
             access_log=False,
             server_header=False,

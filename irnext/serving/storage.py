@@ -7,9 +7,11 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 AGE = 3600.0  # seconds that a file is kept
+LEAST = 2**18  # bytes that a file counts as, at least: to look at many takes long
 PERIOD = 60.0  # seconds between two looks for old files
 
 
@@ -23,6 +25,7 @@ class Storage:
     def __init__(self, most: int, age: float = AGE):
         """Hold at most `most` bytes, each file for `age` seconds."""
         self.most, self.age = most, age
+        self._coming = 0
         self._lock, self._end = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Storage:
@@ -41,17 +44,32 @@ class Storage:
         """An empty folder inside, of a name that nobody guesses."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
-    def make_room(self, size: int = 0) -> None:
-        """Delete what is too old, then the oldest files until `size` more bytes fit."""
+    @contextlib.contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """Have `make_room` count bytes that come; BlockingIOError where they and others take half of all."""
+        with self._lock:
+            if self._coming and self._coming + size > self.most // 2:
+                raise BlockingIOError("too many files are being uploaded: try again later")
+            self._coming += size
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= size
+
+    def make_room(self) -> None:
+        """Delete what is too old, then the oldest files until what comes fits."""
         with self._lock:
             files, folders = self._scan()
-            left = sum(entry.st_size for _, entry in files) + size
+            left = sum(max(LEAST, entry.st_size) for _, entry in files) + self._coming
             oldest = time.time() - self.age
             for path, entry in sorted(files, key=lambda file: file[1].st_mtime):
                 if left <= self.most and entry.st_mtime >= oldest:
                     break
                 path.unlink(missing_ok=True)
-                left -= entry.st_size
+                left -= max(LEAST, entry.st_size)
+                with contextlib.suppress(OSError):  # it is not empty
+                    path.parent.rmdir()
             for folder, changed in folders:
                 if changed < oldest:
                     with contextlib.suppress(OSError):  # it is not empty

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ class Threads:
             try:
                 done = future.set_result, function(*arguments)
             except Exception as error:
+                clear_frames(error)
                 done = future.set_exception, error
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(finish, *done)
@@ -49,3 +51,10 @@ class Threads:
                 ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)
             )
             thread.join()
+
+
+def clear_frames(error: BaseException | None) -> None:
+    """Let an error, and those it came from, hold no variables: a cycle with asyncio's frames keeps it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
