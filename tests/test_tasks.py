@@ -51,28 +51,34 @@ def test_the_trees_are_all_of_table_14():
     assert {name for name, _ in TRAINED} | {name for sets in TEST_SETS.values() for name in sets} >= TABLE_14
 
 
+FIRST = dict(reversed(TRAINED))  # of every data set's layouts
+
+
 @pytest.mark.parametrize(("dataset", "layout"), TRAINED, ids=map(str, TRAINED))
-def test_twenty_steps_of_training(tmp_path, dataset, layout):
+def test_steps_of_training(tmp_path, dataset, layout):
+    """Twenty, in which the loss falls, by one layout of each data set, and a few by the others."""
+    steps = 20 if layout == FIRST[dataset] else 4
     root = make_tree(tmp_path, dataset, layout)
     config = TrainingConfig.of(
         dataset,
         root,
         tmp_path / "run",
-        steps=20,
+        steps=steps,
         batch=2,
         patch=(64, 64),
         settings=SMALL,
         workers=0,
-        log_every=10,
+        log_every=steps // 2,
         validate_on=1,
-        validate_every=20,
+        validate_every=steps,
         samples=0,
         learning_rate=1e-3,
     )
     result = train(config, console=Console(file=io.StringIO()))
     lines = map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
     losses = [line["loss"] for line in lines if line["event"] == "train"]
-    assert result.steps == 20 and losses[1] < losses[0]
+    assert result.steps == steps and len(losses) == 2
+    assert losses[1] < losses[0] or steps < 20
     has_test = bool({"test", "validation"} & set(TREES[dataset, layout].splits))
     assert (result.psnr is not None) == has_test
 
