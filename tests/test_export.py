@@ -164,9 +164,8 @@ def test_a_program_serves_other_sizes_and_refuses_wrong_ones(model, written):
 # ---- ONNX ----------------------------------------------------------------------------------------
 
 VARIANTS = {
-    "global": {"pool_rates": (4,), "pooling": "max", "activation": "softmax"},
+    "no modulation": {"branch": "lam-no-fm", "pool_rates": (4,), "pooling": "max", "activation": "softmax"},
     "exact": {"low_pass": "exact", "pooling": "convolution", "activation": "sigmoid", "kernel_size": 5},
-    "no modulation": {"branch": "lam-no-fm", "groups": 2},
 }
 
 

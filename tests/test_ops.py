@@ -105,6 +105,8 @@ def test_compiled_dynamic_conv2d_follows_the_definition(instructions, dtype, lay
         if mode == "reflect" and (dilation * (kh // 2) >= h or dilation * (kw // 2) >= w):
             continue
         i = next(numbers)
+        if layout not in ("contiguous", "channels_last") and i // 2 % 2:  # half of the cases: these are rare
+            continue
         groups = (1, c // 2 if c % 2 == 0 else c, c)[i % 3]
         x = torch.randn(n, c, h, w, dtype=torch.float64).to(dtype)
         u = torch.randn(n, c, h, w, dtype=torch.float64).to(dtype)
