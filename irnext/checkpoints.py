@@ -120,7 +120,7 @@ def find(
     shapes = {architecture.our_name(name): tensor.shape for name, tensor in state.items()}
     state = architecture.tidy(state)
     names = _our_names(state, architecture)
-    known = {**_stored_settings(metadata), **(settings or {})}
+    known = {**stored_settings(metadata), **(settings or {})}
     _check_settings(known, architecture, len(state))
     all_settings = architecture.settings(shapes, known)
     with torch.device("meta"):  # takes no memory, however wide it is
@@ -142,7 +142,7 @@ def build(found: Found, device: str | torch.device = "cpu") -> RestorationModel:
 def assumption(path: str | os.PathLike, model: RestorationModel) -> str | None:
     """What `load`, given no settings, could only assume for the model it made of this file, in a sentence."""
     path = Path(path)
-    if _is_safetensors(path) and _stored_settings(_read_safetensors(path)[1]):
+    if _is_safetensors(path) and stored_settings(_read_safetensors(path)[1]):
         return None
     return _architecture_of(model).assumed(model.settings)
 
@@ -327,7 +327,7 @@ def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _stored_settings(metadata: dict[str, str]) -> dict[str, Any]:
+def stored_settings(metadata: dict[str, str]) -> dict[str, Any]:
     """The settings `save` wrote; none for files of other programs."""
     if "irnext_version" not in metadata or "settings" not in metadata:
         return {}

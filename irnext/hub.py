@@ -16,7 +16,7 @@ import safetensors
 import torch
 
 from .architecture import RestorationModel, check_settings
-from .checkpoints import CheckpointError, load, save
+from .checkpoints import CheckpointError, load, save, stored_settings
 from .files import atomic_file, output_folder
 from .models import ARCHITECTURES
 from .version import __version__
@@ -212,7 +212,7 @@ def _noted(weights: Path) -> dict[str, Any] | None:
         return None
     return {
         "architecture": metadata["architecture"],
-        "settings": json.loads(metadata["settings"]),
+        "settings": stored_settings(metadata),
         "irnext_version": metadata["irnext_version"],
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from ..devices import check_device
 from ..memory import parse_size
-from ..ops import backends
+from ..ops.dispatch import chosen
 from ..pretrained import list_pretrained
 from ..restoration import restore
 from ..restoration.inference import check_memory, prepared
@@ -88,7 +87,7 @@ def serve(
     names = names_of(weights, tasks)
     models = {name: functools.partial(load, file, None) for name, file in names.items()}
     models |= {task: functools.partial(load, None, task) for task in tasks}
-    about = f"backend {backend_on(torch.device(device).type)}, device {device}, {dtype}"
+    about = f"backend {chosen(torch.device(device).type)}, device {device}, {dtype}"
     with ending_cleanly():
         serve_page(models, host, port, limits, about, root_path, tried=list(names) or tasks[:1])
 
@@ -101,12 +100,3 @@ def names_of(weights: Iterable[Path], taken: Iterable[str]) -> dict[str, Path]:
             raise ValueError(f"{file}: the page has another choice called {file.stem}: rename the file")
         names[file.stem] = file
     return names
-
-
-def backend_on(device: str) -> str:
-    """The backend that serves a type of device."""
-    asked = os.environ.get("IRNEXT_BACKEND")
-    if asked and asked != "auto":
-        return asked
-    candidates = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device, ())
-    return next((name for name in candidates if backends()[name]), "reference")

@@ -144,6 +144,11 @@ if _requested in FAILURES and FAILURES[_requested]() is None:
 _counting = False
 
 
+def chosen(device: str) -> str:
+    """The backend that serves tensors on a type of device, wherever it can."""
+    return _automatic.get(device, "reference") if _requested == AUTO else _requested
+
+
 class use_backend:
     """Serve the operators by one backend: `with irnext.use_backend("reference"): ...`.
 
