@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_device(device: str | torch.device) -> None:
     """Raise ValueError, with PyTorch's reason, unless tensors can be made on `device`."""
     try:

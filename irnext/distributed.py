@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .devices import check_device
+from .devices import check_device, default_device
 
 CPU = torch.device("cpu")
 TIMEOUT = datetime.timedelta(minutes=30)  # longer than one process validates after the others have
@@ -108,7 +108,7 @@ def _number(name: str, default: int | None = None) -> int:
 def _device(wanted: str | torch.device | None, local_rank: int, world_size: int) -> torch.device:
     """The device of one process."""
     if wanted is None:
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = default_device()
     check_device(wanted)
     device = torch.device(wanted)
     if device.type != "cuda":

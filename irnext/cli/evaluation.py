@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
 from .. import IRNeXt, checkpoints, list_models
@@ -17,6 +16,7 @@ from ..data import Pairs, open_pairs
 from ..data.specifications import CUSTOM, DATASETS, TEST_SETS
 from ..data.subsets import read_subset
 from ..data.synthetic import DEGRADATIONS, CleanPictures, SyntheticPairs
+from ..devices import default_device
 from ..evaluation import PER_PICTURE, WINDOWS, Window, evaluate
 from ..files import output_folder
 from ..metrics import require
@@ -116,7 +116,7 @@ def evaluate_task(
     if weights is None:
         weights = path_of(task)
     network = load_model(weights, model, low_pass or _published_low_pass(task, weights, model))
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     network, computed, max_memory = to_compute_on(device, network, DTYPES[dtype], tile, max_memory)
     found = []
     with ExitStack() as stack:

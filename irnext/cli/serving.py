@@ -12,7 +12,7 @@ import torch
 import tyro
 from PIL import Image
 
-from ..devices import check_device
+from ..devices import check_device, default_device
 from ..memory import parse_size
 from ..ops.dispatch import chosen
 from ..pretrained import list_pretrained
@@ -67,8 +67,7 @@ def serve(
     """
     check_backend()
     limits = Limits(parse_size(max_upload), max_pixels, queue, parse_size(max_stored))
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device() if device is None else device
     check_device(device)
 
     def load(file: Path | None, task: str | None) -> Callable[[Image.Image], Image.Image]:
